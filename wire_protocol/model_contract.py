@@ -1,0 +1,77 @@
+"""The contract of a trainable model file: signature and tensor names are a wire format.
+
+A file that keeps this contract can be trained by any device that knows it. All tensors have rank >= 1: LiteRT
+2.3.0's signature runner crashes on scalar inputs on aarch64. ``B`` is the plan's ``batch_size``; ``w0 .. wN`` are
+the model's weights in Keras order and layout, described by ``TrainingPlan.weights``.
+
+| signature | inputs | outputs |
+|---|---|---|
+| ``train`` | ``x`` float32 [B, ...]; ``y`` int32 [B]; ``example_weight`` float32 [B]; ``learning_rate`` float32 [1]; ``dropout_ticket`` int32 [B] | ``loss_sum``, ``num_correct``, ``weight_sum`` float32 [1] each |
+| ``evaluate`` | ``x``, ``y``, ``example_weight`` | the same three |
+| ``infer`` | ``x`` | ``output`` float32 [B, num_classes] |
+| ``save`` | none | ``w0 .. wN`` |
+| ``restore`` | ``w0 .. wN`` | ``ok`` int32 [1] |
+
+``train`` takes one optimizer step on ``loss_sum / weight_sum`` where ``loss_sum = sum(example_weight * loss)`` and
+reports the figures *before* the step. An example of weight 0 is padding: it changes nothing. ``restore`` sets the
+weights and resets the optimizer's slots; nothing else may run before it, for the file itself holds no weights.
+``dropout_ticket`` seeds each example's dropout masks (see ``wire_protocol.local_order``); a model without dropout
+has no such input.
+"""
+
+from typing import Final
+
+__all__ = [
+    "BUNDLE_CERTIFICATE",
+    "BUNDLE_CHECKPOINT",
+    "BUNDLE_MODEL",
+    "BUNDLE_PLAN",
+    "CONTRACT_VERSION",
+    "DROPOUT_TICKET",
+    "EVALUATE",
+    "EXAMPLE_WEIGHT",
+    "INFER",
+    "LABEL",
+    "LEARNING_RATE",
+    "LOSS_SUM",
+    "NUM_CORRECT",
+    "OK",
+    "OUTPUT",
+    "RESTORE",
+    "SAVE",
+    "SIGNATURES",
+    "TRAIN",
+    "WEIGHT_SUM",
+    "X",
+    "weight_name",
+]
+
+CONTRACT_VERSION: Final = 1
+
+TRAIN: Final = "train"
+EVALUATE: Final = "evaluate"
+INFER: Final = "infer"
+SAVE: Final = "save"
+RESTORE: Final = "restore"
+SIGNATURES: Final = (TRAIN, EVALUATE, INFER, SAVE, RESTORE)
+
+X: Final = "x"
+LABEL: Final = "y"
+EXAMPLE_WEIGHT: Final = "example_weight"
+LEARNING_RATE: Final = "learning_rate"
+DROPOUT_TICKET: Final = "dropout_ticket"
+LOSS_SUM: Final = "loss_sum"
+NUM_CORRECT: Final = "num_correct"
+WEIGHT_SUM: Final = "weight_sum"
+OUTPUT: Final = "output"
+OK: Final = "ok"
+
+BUNDLE_MODEL: Final = "model.tflite"
+BUNDLE_PLAN: Final = "plan.json"
+BUNDLE_CHECKPOINT: Final = "initial.safetensors"
+BUNDLE_CERTIFICATE: Final = "certificate.json"
+
+
+def weight_name(index: int) -> str:
+    """Name of the ``index``-th weight tensor in ``save`` and ``restore``, in checkpoints and in client updates."""
+    return f"w{index}"

@@ -1,0 +1,102 @@
+"""The training plan: what a device is asked to run. A value; it does nothing."""
+
+import math
+from typing import Annotated, Literal
+
+import msgspec
+
+from wire_protocol.errors import MalformedMessage, OversizedMessage
+from wire_protocol.limits import MAX_CONTROL_BYTES, MAX_TENSORS
+from wire_protocol.model_contract import CONTRACT_VERSION
+
+__all__ = ["TensorSpec", "TrainingPlan", "decode_plan", "encode_plan"]
+
+_Dim = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Shape and dtype of one float32 tensor."""
+
+    shape: Annotated[tuple[_Dim, ...], msgspec.Meta(max_length=8)]
+    dtype: Literal["float32"] = "float32"
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers the tensor holds."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensor's data in bytes."""
+        return 4 * self.num_elements
+
+
+class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to run on a device's own examples, and on what kind of examples.
+
+    The optimizer and the loss are compiled into the model file; they are repeated here so that the other side (a
+    simulation, an auditor, the numpy trainer) can do the same without reading the file.
+    """
+
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+    """``B``: the fixed leading dimension of the model file. A last, short batch is padded with weight 0."""
+    num_epochs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    """Passes over the local examples in one round."""
+    max_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Stop after this many optimizer steps; 0 is no limit."""
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)]
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """0 is plain SGD."""
+    loss: Literal["sparse_categorical_crossentropy"] = "sparse_categorical_crossentropy"
+    input_shape: Annotated[tuple[_Positive, ...], msgspec.Meta(min_length=1, max_length=7)]
+    """Shape of one example, without the batch dimension."""
+    num_classes: Annotated[int, msgspec.Meta(ge=2)]
+    has_dropout: bool = False
+    """Whether ``train`` takes ``dropout_ticket``."""
+    weights: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
+    """The trainable weights, in Keras order."""
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] = 0
+    """Seeds batch order and dropout tickets (not noise: that comes from the device's operating system)."""
+    min_examples: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """A device with fewer local examples declines."""
+    contract_version: int = CONTRACT_VERSION
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.learning_rate):
+            raise ValueError("learning_rate must be finite")
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(spec.num_elements for spec in self.weights)
+
+    @property
+    def update_bytes(self) -> int:
+        """Size of the tensor data of a checkpoint or client update, in bytes."""
+        return 4 * self.num_parameters
+
+
+def encode_plan(plan: TrainingPlan) -> bytes:
+    """Canonical JSON of a plan: fields in declaration order, no blanks, one trailing newline."""
+    return msgspec.json.encode(plan) + b"\n"
+
+
+def decode_plan(data: bytes) -> TrainingPlan:
+    """Parses and validates a plan.
+
+    Raises:
+        OversizedMessage: More than ``MAX_CONTROL_BYTES``.
+        MalformedMessage: Not a plan, or a value out of its range; the message names the field.
+    """
+    if len(data) > MAX_CONTROL_BYTES:
+        raise OversizedMessage(f"plan of {len(data)} bytes; the limit is {MAX_CONTROL_BYTES}")
+    try:
+        plan = msgspec.json.decode(data, type=TrainingPlan)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise MalformedMessage(f"not a training plan: {error}") from error
+    if plan.contract_version != CONTRACT_VERSION:
+        raise MalformedMessage(
+            f"plan asks for model contract {plan.contract_version}; this side speaks {CONTRACT_VERSION}"
+        )
+    return plan
