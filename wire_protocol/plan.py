@@ -56,7 +56,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Whether ``train`` takes ``dropout_ticket``."""
     weights: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
     """The trainable weights, in Keras order."""
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     """Seeds batch order and dropout tickets (not noise: that comes from the device's operating system)."""
     min_examples: Annotated[int, msgspec.Meta(ge=1)] = 1
     """A device with fewer local examples declines."""

@@ -40,7 +40,8 @@ def encode_tensors(tensors: Sequence[npt.NDArray[np.float32]]) -> bytes:
         if tensor.dtype != np.float32:
             raise TensorMismatch(f"{weight_name(index)} is {tensor.dtype}; only float32 goes on the wire")
         named[weight_name(index)] = np.ascontiguousarray(tensor)
-    return safetensors.numpy.save(named)
+    encoded: bytes = safetensors.numpy.save(named)
+    return encoded
 
 
 def decode_tensors(data: bytes, specs: Sequence[TensorSpec]) -> Tensors:
@@ -62,7 +63,9 @@ def decode_tensors(data: bytes, specs: Sequence[TensorSpec]) -> Tensors:
     if len(data) > max_encoded_bytes(specs):
         raise OversizedMessage(f"{len(data)} bytes of tensors; the plan's need at most {max_encoded_bytes(specs)}")
     try:
-        entries = {name: (entry["dtype"], entry["shape"], entry["data"]) for name, entry in safetensors.deserialize(data)}
+        entries = {
+            name: (entry["dtype"], entry["shape"], entry["data"]) for name, entry in safetensors.deserialize(data)
+        }  # type: ignore[no-untyped-call]
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise MalformedMessage(f"not a safetensors file: {error}") from error
     expected = [weight_name(index) for index in range(len(specs))]

@@ -98,16 +98,16 @@ def parse_device_topic(topic: str) -> DeviceTopic:
         InvalidIdentifier: An id in it is not allowed.
     """
     parts = topic.split("/")
-    root_ok = "/".join(parts[:2]) == TOPIC_ROOT and len(parts) >= 6 and parts[3] == "d"
-    if root_ok and len(parts) == 6 and parts[5] == "status":
-        direction, kind = "status", ""
-    elif root_ok and len(parts) == 7 and parts[5] in {"up", "down"}:
-        direction, kind = parts[5], parts[6]
-    else:
-        raise MalformedMessage(f"not a device topic: {topic[:200]!r}")
+    match parts:
+        case ["fw", "v1", population, "d", device_id, "status"]:
+            direction, kind = "status", ""
+        case ["fw", "v1", population, "d", device_id, ("up" | "down") as direction, kind]:
+            pass
+        case _:
+            raise MalformedMessage(f"not a device topic: {topic[:200]!r}")
     return DeviceTopic(
-        population=checked_identifier(parts[2], kind="population"),
-        device_id=checked_identifier(parts[4], kind="device"),
+        population=checked_identifier(population, kind="population"),
+        device_id=checked_identifier(device_id, kind="device"),
         direction=direction,
         kind=kind,
     )
