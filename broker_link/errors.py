@@ -1,0 +1,20 @@
+"""Errors of the broker link.
+
+    LinkError
+    ├── InvalidBrokerUrl   the broker's address cannot be understood; says what is allowed
+    └── LinkUnavailable    the first connection could not be made in the time allowed (transient: try again)
+"""
+
+__all__ = ["InvalidBrokerUrl", "LinkError", "LinkUnavailable"]
+
+
+class LinkError(Exception):
+    """Base of the errors of this package."""
+
+
+class InvalidBrokerUrl(LinkError):
+    """The broker's address cannot be understood."""
+
+
+class LinkUnavailable(LinkError):
+    """No connection to the broker within the time allowed."""
