@@ -1,8 +1,8 @@
 """Errors of the broker link.
 
-    LinkError
-    ├── InvalidBrokerUrl   the broker's address cannot be understood; says what is allowed
-    └── LinkUnavailable    the first connection could not be made in the time allowed (transient: try again)
+LinkError
+├── InvalidBrokerUrl   the broker's address cannot be understood; says what is allowed
+└── LinkUnavailable    the first connection could not be made in the time allowed (transient: try again)
 """
 
 __all__ = ["InvalidBrokerUrl", "LinkError", "LinkUnavailable"]

@@ -1,0 +1,195 @@
+"""The real link: paho-mqtt under a supervisor of our own. The only module that imports paho.
+
+paho's own thread may die (paho.mqtt.python#894: after a long disconnection; any callback that raises), and its
+reconnection has no jitter. So a supervisor thread owns a fresh paho client per connection: it connects, waits until
+that connection is over for any reason, waits with full jitter, and starts anew. Sessions are clean; what was not
+delivered is repeated by the protocol above, which trusts no PUBACK anyway.
+"""
+
+import logging
+import os
+import random
+import ssl
+import threading
+from collections.abc import Sequence
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from broker_link.backoff import FullJitterBackoff
+from broker_link.broker_url import BrokerUrl, parse_broker_url
+from broker_link.link import EventSink, Incoming, LinkDown, LinkUp, Will
+
+__all__ = ["PahoLink"]
+
+_LOG = logging.getLogger(__name__)
+_KEEPALIVE_S = 30
+_CONNECT_TIMEOUT_S = 10.0
+_LIVENESS_CHECK_S = 5.0
+_INFLIGHT_MESSAGES = 16
+_GOODBYE_S = 5.0
+
+
+class PahoLink:
+    """Keeps one MQTT 3.1.1 connection up.
+
+    Args:
+        url: ``mqtt://`` or ``mqtts://`` address (see ``broker_link.broker_url``).
+        client_id: MQTT client id; one connection per id exists at a broker.
+        subscriptions: Topic filters, subscribed to at QoS 1 on every connection before ``LinkUp`` is reported.
+        sink: Receives every event, from the link's threads.
+        will: Published by the broker, retained, if the connection dies.
+        ca_file: PEM file with the CA to trust for ``mqtts://``; the system's CAs if None.
+
+    Raises:
+        InvalidBrokerUrl: The address cannot be understood.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        client_id: str,
+        subscriptions: Sequence[str],
+        sink: EventSink,
+        will: Will | None = None,
+        ca_file: str | None = None,
+    ) -> None:
+        self._url: BrokerUrl = parse_broker_url(url)
+        self._client_id = client_id
+        self._subscriptions = tuple(subscriptions)
+        self._sink = sink
+        self._will = will
+        self._ca_file = ca_file
+        self._client: mqtt.Client | None = None
+        self._over = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._backoff = FullJitterBackoff(base_s=0.5, cap_s=60.0, uniform=random.SystemRandom().uniform)
+
+    def start(self) -> None:
+        """Starts the supervisor; returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._supervise, name=f"link-{self._client_id}", daemon=True)
+            self._thread.start()
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Sends at QoS 1 if connected; drops otherwise."""
+        client = self._client
+        if client is not None and client.is_connected():
+            client.publish(topic, payload, qos=1, retain=retain)
+
+    def stop(self) -> None:
+        """Sends what was published, says goodbye (no will) and ends the supervisor."""
+        self._stopping.set()
+        client = self._client
+        if client is not None and client.is_connected():
+            _drain(client)
+            client.disconnect()
+        self._over.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_GOODBYE_S)
+
+    def _supervise(self) -> None:
+        while not self._stopping.is_set():
+            self._over.clear()
+            reason = self._run_connection()
+            if self._stopping.is_set():
+                return
+            wait_s = self._backoff.next_wait_s()
+            _LOG.warning("link_down broker=%s reason=%r retry_in_s=%.1f", self._url, reason, wait_s)
+            self._stopping.wait(wait_s)
+
+    def _run_connection(self) -> str:
+        """Makes one connection and stays until it is over; returns why."""
+        client = self._new_client()
+        try:
+            client.connect(self._url.host, self._url.port, keepalive=_KEEPALIVE_S)
+        except (OSError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        self._client = client
+        client.loop_start()
+        # The liveness check is for paho's own thread, whose death reports nothing.
+        while not self._over.wait(_LIVENESS_CHECK_S):
+            if not _loop_is_alive(client):
+                self._sink(LinkDown(reason="paho's network thread died"))
+                break
+        self._client = None
+        client.loop_stop()
+        return "connection over"
+
+    def _new_client(self) -> mqtt.Client:
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            clean_session=True,
+            protocol=mqtt.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = _CONNECT_TIMEOUT_S
+        client.max_inflight_messages_set(_INFLIGHT_MESSAGES)
+        if self._url.username is not None:
+            client.username_pw_set(self._url.username, self._url.password)
+        if self._url.is_tls:
+            client.tls_set(ca_certs=self._ca_file, tls_version=ssl.PROTOCOL_TLS_CLIENT)
+        if self._will is not None:
+            client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        return client
+
+    def _on_connect(
+        self, client: mqtt.Client, userdata: object, flags: object, reason_code: ReasonCode, properties: object
+    ) -> None:
+        del userdata, flags, properties
+        if reason_code.is_failure:
+            _LOG.error("link_refused broker=%s reason=%s", self._url, reason_code)
+            self._over.set()
+        elif self._subscriptions:
+            client.subscribe([(topic_filter, 1) for topic_filter in self._subscriptions])
+        else:
+            self._up()
+
+    def _on_subscribe(
+        self, client: mqtt.Client, userdata: object, mid: int, reasons: Sequence[ReasonCode], properties: object
+    ) -> None:
+        del client, userdata, mid, properties
+        refused = [topic for topic, reason in zip(self._subscriptions, reasons, strict=False) if reason.is_failure]
+        if refused:
+            _LOG.error("subscription_refused broker=%s filters=%s", self._url, refused)
+        self._up()
+
+    def _up(self) -> None:
+        self._backoff.reset()
+        _LOG.info("link_up broker=%s pid=%d", self._url, os.getpid())
+        self._sink(LinkUp())
+
+    def _on_disconnect(
+        self, client: mqtt.Client, userdata: object, flags: object, reason_code: ReasonCode, properties: object
+    ) -> None:
+        del client, userdata, flags, properties
+        self._sink(LinkDown(reason=str(reason_code)))
+        self._over.set()
+
+    def _on_message(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
+        del client, userdata
+        try:
+            self._sink(Incoming(topic=message.topic, payload=bytes(message.payload)))
+        except Exception:  # noqa: BLE001 - a raising callback would end paho's thread without a word
+            _LOG.exception("link_sink_failed topic_bytes=%d", len(message.topic))
+
+
+def _loop_is_alive(client: mqtt.Client) -> bool:
+    thread = client._thread  # noqa: SLF001 - paho offers no public way to see that its thread died
+    return thread is not None and thread.is_alive()
+
+
+def _drain(client: mqtt.Client) -> None:
+    """Waits, for a moment, until paho has handed over what it queued."""
+    for _ in range(int(_GOODBYE_S / 0.05)):
+        if not client.want_write() and not client._out_messages:  # noqa: SLF001 - no public "nothing in flight"
+            return
+        threading.Event().wait(0.05)
