@@ -39,7 +39,7 @@ def encode_tensors(tensors: Sequence[npt.NDArray[np.float32]]) -> bytes:
     for index, tensor in enumerate(tensors):
         if tensor.dtype != np.float32:
             raise TensorMismatch(f"{weight_name(index)} is {tensor.dtype}; only float32 goes on the wire")
-        named[weight_name(index)] = np.ascontiguousarray(tensor)
+        named[weight_name(index)] = np.asarray(tensor, order="C")
     encoded: bytes = safetensors.numpy.save(named)
     return encoded
 

@@ -1,0 +1,64 @@
+"""What the sans-I/O coordinator asks its surroundings to do."""
+
+import dataclasses
+from typing import TypeAlias
+
+from coordinator.aggregation import ClientUpdate
+from coordinator.round_table import Round
+from wire_protocol.messages import Message, Metrics, RoundKind, encode_message, message_kind
+from wire_protocol.topics import device_down
+
+__all__ = ["Action", "Fold", "FoldMetrics", "Publish", "RoundEnded", "RoundOrder", "to_device"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Publish:
+    """Send this message."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Fold:
+    """Add this admitted update to the round's accumulator, then call ``FleetCoordinator.folded``."""
+
+    device_id: str
+    update: ClientUpdate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FoldMetrics:
+    """Add this admitted evaluation to the round's metrics, then call ``FleetCoordinator.folded``."""
+
+    device_id: str
+    metrics: Metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RoundEnded:
+    """The round takes no more reports: aggregate it, or it has been abandoned (``round.state`` says)."""
+
+    round: Round
+
+
+Action: TypeAlias = Publish | Fold | FoldMetrics | RoundEnded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RoundOrder:
+    """A round to be run."""
+
+    round_id: int
+    kind: RoundKind
+    checkpoint: bytes
+    """The encoded weights that the cohort starts from."""
+    only: frozenset[str] | None = None
+    """If given, the cohort is drawn from these devices alone."""
+
+
+def to_device(population: str, device_id: str, message: Message) -> Publish:
+    """A message for one device."""
+    topic = device_down(population, device_id, message_kind(message))
+    return Publish(topic=topic, payload=encode_message(message))

@@ -1,0 +1,105 @@
+"""Who is out there: devices waiting for work, who is online, and when to come back (pace steering)."""
+
+import dataclasses
+import random
+
+from coordinator.round_policy import RoundPolicy
+
+__all__ = ["Population", "Waiting"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """A device that has checked in and has not been answered."""
+
+    device_id: str
+    check_in: bytes
+    """The check-in's nonce."""
+    since: float
+
+
+class Population:
+    """Devices that wait for the next cohort, at most ``policy.max_waiting`` of them, and those known to be online.
+
+    A device may check in again (a new nonce, or the same one repeated): it waits once, under its newest nonce.
+    """
+
+    def __init__(self, policy: RoundPolicy) -> None:
+        self._policy = policy
+        self._waiting: dict[str, Waiting] = {}
+        self._online: set[str] = set()
+        self._known: set[str] = set()
+
+    @property
+    def num_waiting(self) -> int:
+        """Devices waiting for an assignment."""
+        return len(self._waiting)
+
+    @property
+    def num_online(self) -> int:
+        """Devices whose last presence message said online."""
+        return len(self._online)
+
+    @property
+    def num_known(self) -> int:
+        """Devices ever heard of since the start."""
+        return len(self._known)
+
+    def note_presence(self, device_id: str, *, is_online: bool) -> None:
+        """Takes a presence message; a device that went offline no longer waits."""
+        self._known.add(device_id)
+        if is_online:
+            self._online.add(device_id)
+        else:
+            self._online.discard(device_id)
+            self._waiting.pop(device_id, None)
+
+    def enqueue(self, device_id: str, check_in: bytes, *, now: float) -> bool:
+        """Lets a device wait for the next cohort.
+
+        Returns:
+            Whether there was room; if not, the device is to be refused.
+        """
+        self._known.add(device_id)
+        if device_id not in self._waiting and len(self._waiting) >= self._policy.max_waiting:
+            return False
+        self._waiting[device_id] = Waiting(device_id=device_id, check_in=check_in, since=now)
+        return True
+
+    def draw_cohort(self, size: int, *, rng: random.Random, only: frozenset[str] | None = None) -> list[Waiting]:
+        """Removes a uniformly random sample of waiting devices.
+
+        Args:
+            size: At most this many.
+            rng: The operating system's randomness in production, a seeded one in simulations.
+            only: If given, draw from these devices only.
+        """
+        eligible = [waiting for device, waiting in sorted(self._waiting.items()) if only is None or device in only]
+        drawn = rng.sample(eligible, min(size, len(eligible)))
+        for waiting in drawn:
+            del self._waiting[waiting.device_id]
+        return drawn
+
+    def num_eligible(self, only: frozenset[str] | None) -> int:
+        """Waiting devices, of those in ``only`` if given."""
+        return len(self._waiting) if only is None else len(self._waiting.keys() & only)
+
+    def drain(self) -> list[Waiting]:
+        """Removes and returns everyone that waits (to refuse them)."""
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        return waiting
+
+    def retry_window_s(self, *, wanted_in_s: float) -> tuple[float, float]:
+        """The window in which a refused device is to come back.
+
+        Args:
+            wanted_in_s: Seconds until devices will be wanted again.
+
+        Returns:
+            (min, max) in seconds. The window widens with the number of devices known, so that a large population
+            does not come back all at once: about ``max_waiting`` devices per ``wanted_in_s``.
+        """
+        base_s = max(1.0, wanted_in_s)
+        crowd = max(1.0, self.num_known / self._policy.max_waiting)
+        return base_s, base_s * self._policy.retry_spread * crowd

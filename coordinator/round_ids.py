@@ -1,0 +1,43 @@
+"""Round ids: from 1, never reused, also across restarts and abandoned rounds."""
+
+import os
+from pathlib import Path
+
+from coordinator.errors import InvalidBundle
+
+__all__ = ["RoundIds"]
+
+
+class RoundIds:
+    """Hands out round ids, and makes each one durable before it is used.
+
+    Args:
+        path: File that remembers the last id handed out; None forgets at exit (simulations).
+        start: The last id in use if the file does not exist yet.
+
+    Raises:
+        InvalidBundle: The file does not hold a number.
+    """
+
+    def __init__(self, path: Path | None = None, *, start: int = 0) -> None:
+        self._path = path
+        self._last = start
+        if path is not None and path.exists():
+            try:
+                self._last = max(start, int(path.read_text()))
+            except ValueError as error:
+                raise InvalidBundle(
+                    f"{path} does not hold a round number; write the last round's number into it"
+                ) from error
+
+    def next_id(self) -> int:
+        """The next id."""
+        self._last += 1
+        if self._path is not None:
+            partial = self._path.with_suffix(".part")
+            with partial.open("w") as stream:
+                stream.write(f"{self._last}\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(self._path)
+        return self._last

@@ -1,0 +1,218 @@
+"""Round after round: opens them, folds what the fleet delivers, stores the result, and only then opens the next.
+
+Without a clock or a thread of its own: `server` drives it with a real link and monotonic time, `simulators` with an
+in-memory broker and virtual time.
+"""
+
+import collections
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from broker_link.link import LinkEvent
+from coordinator.actions import Action, Fold, FoldMetrics, Publish, RoundEnded, RoundOrder
+from coordinator.aggregation import Aggregator, EvaluationAccumulator, RoundAccumulator, ServerState
+from coordinator.errors import AggregationError
+from coordinator.fleet import FleetCoordinator
+from coordinator.round_ids import RoundIds
+from coordinator.round_table import Round, RoundEvent, RoundState
+from wire_protocol.messages import RejectionReason, RoundKind
+from wire_protocol.tensors import encode_tensors
+
+__all__ = ["RoundLoop", "RoundSchedule", "RoundSummary", "StateStore"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class StateStore(Protocol):
+    """Where committed server states go. ``save`` returns when the state is durable."""
+
+    def save(self, state: ServerState) -> None:
+        """Makes a state durable."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RoundSchedule:
+    """Which rounds to run."""
+
+    num_commits: int
+    """Stop after this many committed training rounds."""
+    evaluate_every: int = 0
+    """A federated evaluation round after every this many commits; 0 for none."""
+    max_abandoned_in_a_row: int = 10
+    """Give up after this many abandoned rounds without a commit between them."""
+
+    def __post_init__(self) -> None:
+        if self.num_commits < 1 or self.evaluate_every < 0 or self.max_abandoned_in_a_row < 1:
+            raise ValueError("num_commits and max_abandoned_in_a_row must be positive, evaluate_every not negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RoundSummary:
+    """What became of one round."""
+
+    round_id: int
+    kind: RoundKind
+    state: RoundState
+    abandon_reason: str | None
+    num_assigned: int
+    num_reports: int
+    metrics: Mapping[str, float]
+    duration_s: float
+    num_commits: int
+    """Committed training rounds so far, this one included."""
+
+
+class RoundLoop:
+    """Drives the rounds of one population.
+
+    Args:
+        fleet: The coordinator's talk with the devices.
+        aggregator: Folds updates and computes the next state.
+        state: Where to start from.
+        schedule: Which rounds to run.
+        store: Committed states are durable here before the next round is opened.
+        publish: Sends a message: (topic, payload, retain).
+        round_ids: Numbers the rounds.
+        on_round: Told of every round that is over.
+    """
+
+    def __init__(
+        self,
+        *,
+        fleet: FleetCoordinator,
+        aggregator: Aggregator,
+        state: ServerState,
+        schedule: RoundSchedule,
+        store: StateStore,
+        publish: Callable[[str, bytes, bool], None],
+        round_ids: RoundIds,
+        on_round: Callable[[RoundSummary], None],
+    ) -> None:
+        self._fleet = fleet
+        self._aggregator = aggregator
+        self._schedule = schedule
+        self._store = store
+        self._publish = publish
+        self._round_ids = round_ids
+        self._on_round = on_round
+        self._accumulator: RoundAccumulator | None = None
+        self._evaluation: EvaluationAccumulator | None = None
+        self._evaluation_is_due = False
+        self._abandoned_in_a_row = 0
+        self.state = state
+        self.num_commits = 0
+        self.is_done = False
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the loop ended because too many rounds in a row were abandoned."""
+        return self._abandoned_in_a_row >= self._schedule.max_abandoned_in_a_row
+
+    @property
+    def rejections(self) -> Mapping[RejectionReason, int]:
+        """Reports refused so far, by reason."""
+        return self._fleet.intake.rejections
+
+    def start(self, *, now: float) -> None:
+        """Opens the first round."""
+        self._run(self._open_next(now), now)
+
+    def handle(self, event: LinkEvent, *, now: float) -> None:
+        """Takes a link event."""
+        self._run(self._fleet.handle(event, now=now), now)
+
+    def tick(self, *, now: float) -> None:
+        """Lets time pass."""
+        self._run(self._fleet.tick(now=now), now)
+
+    def next_wakeup(self) -> float | None:
+        """When ``tick`` must be called at the latest."""
+        return self._fleet.next_wakeup()
+
+    def _run(self, actions: list[Action], now: float) -> None:
+        """Carries out actions, and those that follow from them."""
+        todo = collections.deque(actions)
+        while todo:
+            action = todo.popleft()
+            match action:
+                case Publish():
+                    self._publish(action.topic, action.payload, action.retain)
+                case Fold() if self._accumulator is not None:
+                    self._accumulator.fold(action.update)
+                    todo.extend(self._fleet.folded(action.device_id, now=now))
+                case FoldMetrics() if self._evaluation is not None:
+                    self._evaluation.fold(action.metrics)
+                    todo.extend(self._fleet.folded(action.device_id, now=now))
+                case RoundEnded():
+                    todo.extend(self._end_round(action.round, now))
+                case _:
+                    raise AssertionError(f"{type(action).__name__} outside a round that can take it")
+
+    def _open_next(self, now: float) -> list[Action]:
+        if self.num_commits >= self._schedule.num_commits and not self._evaluation_is_due:
+            self.is_done = True
+        if self.gave_up:
+            self.is_done = True
+        if self.is_done:
+            return self._fleet.dismiss()
+        kind = RoundKind.EVALUATE if self._evaluation_is_due else RoundKind.TRAIN
+        self._accumulator = self._aggregator.begin(self.state) if kind is RoundKind.TRAIN else None
+        self._evaluation = self._aggregator.begin_evaluation() if kind is RoundKind.EVALUATE else None
+        checkpoint = encode_tensors(self._aggregator.weights(self.state))
+        order = RoundOrder(round_id=self._round_ids.next_id(), kind=kind, checkpoint=checkpoint)
+        _LOG.info("round_opened round_id=%d kind=%s", order.round_id, kind.value)
+        return self._fleet.open_round(order, now=now)
+
+    def _end_round(self, round_: Round, now: float) -> list[Action]:
+        metrics: Mapping[str, float] = {}
+        event = RoundEvent.RESULT_STORED
+        if round_.state is RoundState.AGGREGATING:
+            try:
+                metrics = self._aggregate(round_)
+            except AggregationError:
+                _LOG.exception("aggregation_failed round_id=%d", round_.round_id)
+                event = RoundEvent.AGGREGATION_FAILED
+        self._fleet.close_round(event, now=now)
+        self._note_outcome(round_)
+        summary = RoundSummary(
+            round_id=round_.round_id,
+            kind=round_.kind,
+            state=round_.state,
+            abandon_reason=None if round_.abandon_reason is None else round_.abandon_reason.value,
+            num_assigned=len(round_.cohort),
+            num_reports=round_.num_folded,
+            metrics=metrics,
+            duration_s=now - round_.opened_at,
+            num_commits=self.num_commits,
+        )
+        _LOG.info(
+            "round_%s round_id=%d kind=%s updates=%d assigned=%d",
+            *(round_.state.value, round_.round_id, round_.kind.value, summary.num_reports, summary.num_assigned),
+        )
+        self._on_round(summary)
+        return self._open_next(now)
+
+    def _aggregate(self, round_: Round) -> Mapping[str, float]:
+        if round_.kind is RoundKind.EVALUATE and self._evaluation is not None:
+            return self._evaluation.finish()
+        if self._accumulator is None:
+            raise AssertionError("a training round without an accumulator")
+        result = self._accumulator.finish()
+        # Durable first: no device may ever see a checkpoint that a crash could take back.
+        self._store.save(result.state)
+        self.state = result.state
+        return result.metrics
+
+    def _note_outcome(self, round_: Round) -> None:
+        if round_.state is RoundState.ABANDONED:
+            self._abandoned_in_a_row += 1
+            return
+        self._abandoned_in_a_row = 0
+        if round_.kind is RoundKind.EVALUATE:
+            self._evaluation_is_due = False
+        else:
+            self.num_commits += 1
+            every = self._schedule.evaluate_every
+            self._evaluation_is_due = every > 0 and self.num_commits % every == 0

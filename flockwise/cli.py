@@ -1,0 +1,54 @@
+"""The `flockwise` command: lazy verbs, no logic.
+
+A verb's module is imported only when the verb is used, so that `flockwise edge` on a device never pays for, or needs,
+what the coordinator imports.
+"""
+
+import importlib
+import importlib.metadata
+
+import click
+
+__all__ = ["main"]
+
+_VERBS = {
+    "coordinator": ("flockwise.coordinator_commands", "coordinator", "Run the coordinator of a fleet."),
+    "demo": ("flockwise.demo_command", "demo", "Train on real digits over MQTT, on this machine."),
+    "edge": ("flockwise.edge_commands", "edge", "Run and inspect the device daemon."),
+    "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
+    "simulate": ("flockwise.simulate_command", "simulate", "Simulate a fleet of any size."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Knows its verbs by name and imports one when it is called for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _VERBS:
+            return None
+        module_name, attribute, _ = _VERBS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module_name), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the verbs without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in sorted(_VERBS.items())])
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("flockwise"), prog_name="flockwise")
+def main() -> None:
+    """Federated learning on real devices.
+
+    Exit codes of every command: 0 done, 1 failed (the reason is on standard error), 2 wrong usage; a command that has
+    more says so in its own help.
+
+    Example: flockwise demo
+    """

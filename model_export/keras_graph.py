@@ -1,0 +1,134 @@
+"""Reads a Keras model into a ``ModelGraph``."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from model_export.errors import UnsupportedModel
+from model_export.layer_rules import LayerReading, operations_of_layer
+from model_export.operations import (
+    Activation,
+    Dropout,
+    GlobalAveragePool,
+    Input,
+    ModelGraph,
+    Node,
+    Operation,
+)
+
+__all__ = ["read_graph"]
+
+
+def read_graph(model: Any) -> ModelGraph:
+    """Reads a Sequential or functional model.
+
+    Args:
+        model: A built ``tf.keras.Model`` of one input and one output [batch, num_classes].
+
+    Raises:
+        UnsupportedModel: Not such a model, or it has frozen weights, or was compiled with another loss.
+        UnsupportedLayer: A layer has no lowering.
+    """
+    _check_whole_model(model)
+    graph = _Reader(model).read()
+    shape = graph.nodes[-1].shape
+    if len(shape) != 1 or shape[0] < 2:  # noqa: PLR2004 - a classifier has at least two classes
+        raise UnsupportedModel(f"the model's output for one example has shape {shape}; expected (num_classes,)")
+    if not graph.weight_shapes:
+        raise UnsupportedModel("the model has no weights to train")
+    _check_compiled_loss(model, graph)
+    return graph
+
+
+class _Reader:
+    """Walks the Keras graph from its output; one use each."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._positions = {weight.ref(): index for index, weight in enumerate(model.trainable_weights)}
+        self._nodes: list[Node] = []
+        self._node_of_tensor: dict[tuple[int, int], int] = {}
+        self._num_dropouts = 0
+
+    def read(self) -> ModelGraph:
+        """Reads the whole model."""
+        source = self._model.inputs[0]
+        self._append(Input(), (), source.shape[1:])
+        self._node_of_tensor[_key(source)] = 0
+        last = self._visit(self._model.outputs[0])
+        is_softmax = self._nodes[last].operation == Activation(name="softmax")
+        return ModelGraph(
+            nodes=tuple(self._nodes),
+            logits=self._nodes[last].inputs[0] if is_softmax else last,
+            weight_shapes=tuple(tuple(weight.shape.as_list()) for weight in self._model.trainable_weights),
+            weight_names=tuple(weight.name for weight in self._model.trainable_weights),
+        )
+
+    def _visit(self, tensor: Any) -> int:
+        """The node of a Keras tensor; reads what lies before it first."""
+        key = _key(tensor)
+        if key not in self._node_of_tensor:
+            layer, call_index, _ = tensor._keras_history  # noqa: SLF001 - Keras 2's only link from tensor to layer
+            inputs = tf.nest.flatten(layer.inbound_nodes[call_index].input_tensors)
+            sources = tuple(self._visit(source) for source in inputs)
+            self._node_of_tensor[key] = self._read_layer(layer, sources, tensor)
+        return self._node_of_tensor[key]
+
+    def _read_layer(self, layer: Any, sources: tuple[int, ...], output: Any) -> int:
+        reading = LayerReading(
+            layer=layer,
+            weight_position=lambda weight: self._positions[weight.ref()],
+            num_dropouts=self._num_dropouts,
+        )
+        for operation in operations_of_layer(reading):
+            self._num_dropouts += isinstance(operation, Dropout)
+            sources = (self._append(operation, sources, self._shape_after(operation, sources, output)),)
+        return sources[0]
+
+    def _shape_after(self, operation: Operation, sources: tuple[int, ...], output: Any) -> Any:
+        """Shape of an operation's result: its layer's, but for a pool that a Reshape follows."""
+        if isinstance(operation, GlobalAveragePool):
+            return self._nodes[sources[0]].shape[-1:]
+        return output.shape[1:]
+
+    def _append(self, operation: Operation, sources: tuple[int, ...], shape: Any) -> int:
+        dimensions = tuple(shape)
+        if any(size is None for size in dimensions):
+            raise UnsupportedModel(f"an example's shape is not fixed: {dimensions}; give the Input layer a full shape")
+        self._nodes.append(Node(operation=operation, inputs=sources, shape=dimensions))
+        return len(self._nodes) - 1
+
+
+def _key(tensor: Any) -> tuple[int, int]:
+    layer, call_index, _ = tensor._keras_history  # noqa: SLF001 - Keras 2's only link from tensor to layer
+    return id(layer), call_index
+
+
+def _check_whole_model(model: Any) -> None:
+    if not isinstance(model, tf.keras.Model):
+        raise UnsupportedModel(f"{type(model).__name__} is not a Keras model")
+    if not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
+        raise UnsupportedModel("the model is not a graph of layers of known shape; give it an InputLayer")
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise UnsupportedModel(f"{len(model.inputs)} inputs and {len(model.outputs)} outputs; one of each is supported")
+    if model.inputs[0].dtype != tf.float32:
+        raise UnsupportedModel(f"the input is {model.inputs[0].dtype.name}; only float32 is supported")
+    for layer in model.layers:
+        if not layer.trainable and layer.weights:
+            raise UnsupportedModel(f"layer {layer.name!r} is frozen; only models whose weights all train are supported")
+
+
+def _check_compiled_loss(model: Any, graph: ModelGraph) -> None:
+    """A model compiled for another loss would be trained by its owner towards something else."""
+    loss = getattr(model, "loss", None)
+    if loss is None:
+        return
+    name = loss if isinstance(loss, str) else type(loss).__name__
+    if name not in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
+        raise UnsupportedModel(f"compiled with loss {name!r}; only sparse categorical cross-entropy is supported")
+    from_logits = False if isinstance(loss, str) else loss.get_config()["from_logits"]
+    if from_logits == graph.ends_in_softmax:
+        ending = "ends in softmax" if graph.ends_in_softmax else "does not end in softmax"
+        raise UnsupportedModel(f"the model {ending}, but its loss was compiled with from_logits={from_logits}")
+
+

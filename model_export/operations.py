@@ -1,0 +1,185 @@
+"""A model as plain values: operations over numbered nodes, free of Keras and TensorFlow.
+
+Both forward passes read this graph: ``lowering.forward`` (what goes into the file) and ``native_forward`` (what the
+simulation runs). Weights are named by their position in Keras order.
+"""
+
+import dataclasses
+from typing import TypeAlias
+
+__all__ = [
+    "Activation",
+    "Add",
+    "AveragePool",
+    "Bias",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "GlobalAveragePool",
+    "Input",
+    "MaxPool",
+    "ModelGraph",
+    "Node",
+    "Operation",
+    "Reshape",
+]
+
+_Pair: TypeAlias = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """The examples."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Dense:
+    """Matrix product with weight ``kernel`` [in, out]."""
+
+    kernel: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Conv2D:
+    """Convolution with weight ``kernel`` [kh, kw, in, out]."""
+
+    kernel: int
+    strides: _Pair
+    dilation: _Pair
+    padding: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Bias:
+    """Adds weight ``bias`` [channels]."""
+
+    bias: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Activation:
+    """An elementwise activation, or softmax over the last axis."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MaxPool:
+    """Maximum over windows."""
+
+    window: _Pair
+    strides: _Pair
+    padding: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AveragePool:
+    """Mean over windows, padding not counted."""
+
+    window: _Pair
+    strides: _Pair
+    padding: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GlobalAveragePool:
+    """Mean over both spatial axes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Reshape:
+    """Reshapes each example to the node's shape (also Flatten)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Dropout:
+    """Inverted dropout; ``index`` counts the model's dropout layers from 0 and seeds their masks apart."""
+
+    index: int
+    rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Add:
+    """Sum of two or more inputs of the same shape."""
+
+
+Operation: TypeAlias = (
+    Input
+    | Dense
+    | Conv2D
+    | Bias
+    | Activation
+    | MaxPool
+    | AveragePool
+    | GlobalAveragePool
+    | Reshape
+    | Dropout
+    | Add
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """One operation, applied to earlier nodes."""
+
+    operation: Operation
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    """Shape of the result for one example."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ModelGraph:
+    """A whole model.
+
+    ``nodes`` are in order of evaluation: node 0 is the input, every node reads earlier ones. ``logits`` is the node
+    whose values the loss reads; it is the last one, or, for a model that ends in softmax, the one before it.
+    """
+
+    nodes: tuple[Node, ...]
+    logits: int
+    weight_shapes: tuple[tuple[int, ...], ...]
+    weight_names: tuple[str, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.nodes[0].shape
+
+    @property
+    def num_classes(self) -> int:
+        """Length of one example's scores."""
+        return self.nodes[-1].shape[0]
+
+    @property
+    def ends_in_softmax(self) -> bool:
+        """Whether the model's output is probabilities."""
+        return self.logits != len(self.nodes) - 1
+
+    @property
+    def dropouts(self) -> tuple[Dropout, ...]:
+        """The dropout operations, by index."""
+        return tuple(node.operation for node in self.nodes if isinstance(node.operation, Dropout))
+
+    @property
+    def dense_kernels(self) -> frozenset[int]:
+        """Positions of the weights that are kernels of Dense layers."""
+        return frozenset(node.operation.kernel for node in self.nodes if isinstance(node.operation, Dense))
+
+    def num_consumers(self) -> tuple[int, ...]:
+        """For each node, how often it is read; the last one is read once more, as the result."""
+        counts = [0] * len(self.nodes)
+        for node in self.nodes:
+            for source in node.inputs:
+                counts[source] += 1
+        counts[-1] += 1
+        return tuple(counts)
+
+    def reaches_weights(self) -> tuple[bool, ...]:
+        """For each node, whether anything trainable lies at or before it: whether its gradient is wanted."""
+        reached: list[bool] = []
+        for node in self.nodes:
+            own = isinstance(node.operation, Dense | Conv2D | Bias)
+            reached.append(own or any(reached[source] for source in node.inputs))
+        return tuple(reached)
