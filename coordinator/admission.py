@@ -100,9 +100,7 @@ def admit_update(data: bytes, report: Report, *, plan: TrainingPlan, policy: Adm
     norm = update_norm(model_delta)
     if not norm <= policy.max_update_norm or not math.isfinite(norm):
         raise UpdateRejected(RejectionReason.NORM_TOO_LARGE, f"norm {norm:.6g}")
-    return ClientUpdate(
-        model_delta=model_delta, aggregation_weight=report.aggregation_weight, metrics=report.metrics
-    )
+    return ClientUpdate(model_delta=model_delta, aggregation_weight=report.aggregation_weight, metrics=report.metrics)
 
 
 def update_norm(model_delta: Tensors) -> float:

@@ -11,6 +11,7 @@ import multiprocessing.connection
 import socket
 import sys
 from types import TracebackType
+from typing import Self
 
 from coordinator.errors import BrokerFailed
 
@@ -50,7 +51,7 @@ class EmbeddedBroker:
         """The broker's address."""
         return f"mqtt://{_HOST}:{self._port}"
 
-    def __enter__(self) -> "EmbeddedBroker":
+    def __enter__(self) -> Self:
         self._process.start()
         self._child_end.close()
         if not self._ready.poll(_START_TIMEOUT_S):

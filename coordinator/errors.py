@@ -1,21 +1,31 @@
 """Errors of the coordinator.
 
-    CoordinatorError
-    ├── IllegalTransition      a round was asked to make a move its table does not have (ours, a bug)
-    ├── InvalidBundle          the exported task cannot be read (theirs: the operator's files)
-    ├── InvalidConfig          a setting is unknown or out of range (theirs: the operator's settings)
-    ├── BrokerFailed           the embedded broker did not start or died (transient)
-    └── UpdateRejected         a report failed admission (theirs: the device's), with its reason
+CoordinatorError
+├── IllegalTransition      a round was asked to make a move its table does not have (ours, a bug)
+├── InvalidBundle          the exported task cannot be read (theirs: the operator's files)
+├── InvalidConfig          a setting is unknown or out of range (theirs: the operator's settings)
+├── BrokerFailed           the embedded broker did not start or died (transient)
+└── UpdateRejected         a report failed admission (theirs: the device's), with its reason
 """
 
 from wire_protocol.messages import RejectionReason
 
 __all__ = [
+    "AccumulatorClosed",
+    "AggregationError",
     "BrokerFailed",
+    "CheckpointDamaged",
+    "CheckpointError",
+    "CheckpointExists",
     "CoordinatorError",
+    "EmptyRound",
     "IllegalTransition",
     "InvalidBundle",
     "InvalidConfig",
+    "QuorumMissed",
+    "StateMismatch",
+    "UnsupportedAggregation",
+    "UpdateMismatch",
     "UpdateRejected",
 ]
 
@@ -46,3 +56,43 @@ class UpdateRejected(CoordinatorError):
     def __init__(self, reason: RejectionReason, detail: str) -> None:
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
+
+
+class AggregationError(CoordinatorError):
+    """An aggregator refused: this round is lost, the state it began with is not."""
+
+
+class AccumulatorClosed(AggregationError):
+    """A fold or a finish after the round was finished."""
+
+
+class EmptyRound(AggregationError):
+    """A round was finished with nothing folded."""
+
+
+class QuorumMissed(AggregationError):
+    """Too few reports came before the deadline."""
+
+
+class StateMismatch(AggregationError):
+    """A state or a snapshot is not one of this aggregator's."""
+
+
+class UnsupportedAggregation(AggregationError):
+    """This aggregator cannot do what the specification asks."""
+
+
+class UpdateMismatch(AggregationError):
+    """Tensors do not have the model's shapes and dtype."""
+
+
+class CheckpointError(CoordinatorError):
+    """Base of what goes wrong with stored states."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """A stored file is truncated or altered."""
+
+
+class CheckpointExists(CheckpointError):
+    """A version that is saved already."""

@@ -47,9 +47,9 @@ from wire_protocol.topics import parse_device_topic, population_round, populatio
 
 __all__ = ["FleetCoordinator"]
 
-_UP_KINDS: Mapping[str, type[Message]] = {
-    message_kind(kind): kind for kind in (CheckIn, PieceListRequest, PieceRequest, Piece, Report, Withdrawal)
-}
+_UP_TYPES: tuple[type[Message], ...] = (CheckIn, PieceListRequest, PieceRequest, Piece, Report, Withdrawal)
+_UP_KINDS: Mapping[str, type[Message]] = {message_kind(kind): kind for kind in _UP_TYPES}
+_CHECKPOINTS_OFFERED = 2
 _LONG_RETRY_S = (3600.0, 7200.0)
 
 
@@ -307,14 +307,12 @@ class FleetCoordinator:
             window_s = _LONG_RETRY_S
         else:
             window_s = self.population.retry_window_s(wanted_in_s=self._last_round_s)
-        message = Refusal(
-            check_in=waiting.check_in, reason=reason, retry_min_s=window_s[0], retry_max_s=window_s[1]
-        )
+        message = Refusal(check_in=waiting.check_in, reason=reason, retry_min_s=window_s[0], retry_max_s=window_s[1])
         return to_device(self._population_name, waiting.device_id, message)
 
     def _offer_checkpoint(self, checkpoint: bytes) -> None:
         """Puts a checkpoint on the shelf; the one before stays for devices that are still fetching it."""
         ref = self.shelf.put(checkpoint)
         self._checkpoints = [known for known in self._checkpoints if known.sha256 != ref.sha256] + [ref]
-        while len(self._checkpoints) > 2:
+        while len(self._checkpoints) > _CHECKPOINTS_OFFERED:
             self.shelf.remove(self._checkpoints.pop(0))

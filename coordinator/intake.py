@@ -94,9 +94,7 @@ class ReportIntake:
 
     def accepted(self, device_id: str, round_: Round) -> Receipt:
         """The receipt for an update that has been folded."""
-        return Receipt(
-            round_id=round_.round_id, nonce=round_.cohort[device_id].nonce, status=ReceiptStatus.ACCEPTED
-        )
+        return Receipt(round_id=round_.round_id, nonce=round_.cohort[device_id].nonce, status=ReceiptStatus.ACCEPTED)
 
     def _find(self, device_id: str, report: Report) -> tuple[Round, Member]:
         round_ = self._rounds.get(report.round_id)

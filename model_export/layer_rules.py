@@ -69,8 +69,8 @@ def operations_of_layer(reading: LayerReading) -> list[Operation]:
     if rule is None:
         supported = ", ".join(sorted(kind.__name__ for kind in _RULES))
         _refuse(layer, "has no lowering", _INSTEAD.get(type(layer).__name__, f"Supported layers: {supported}."))
-    if layer.dtype_policy.compute_dtype != "float32":
-        _refuse(layer, f"computes in {layer.dtype_policy.compute_dtype}", "Build the model in float32.")
+    if layer.compute_dtype != "float32":
+        _refuse(layer, f"computes in {layer.compute_dtype}", "Build the model in float32.")
     for option in _REGULARIZED:
         if getattr(layer, option, None) is not None:
             _refuse(layer, f"has a {option}", f"Build the layer without {option}: it is not part of the training step.")

@@ -13,6 +13,7 @@ __all__ = [
     "AveragePool",
     "Bias",
     "Conv2D",
+    "Conv2DMaxPool",
     "Dense",
     "Dropout",
     "GlobalAveragePool",
@@ -73,6 +74,14 @@ class MaxPool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Conv2DMaxPool:
+    """A convolution and the max-pool that alone reads it; made by ``lowering.fusion`` only."""
+
+    convolution: Conv2D
+    pool: MaxPool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AveragePool:
     """Mean over windows, padding not counted."""
 
@@ -108,6 +117,7 @@ Operation: TypeAlias = (
     Input
     | Dense
     | Conv2D
+    | Conv2DMaxPool
     | Bias
     | Activation
     | MaxPool
@@ -180,6 +190,6 @@ class ModelGraph:
         """For each node, whether anything trainable lies at or before it: whether its gradient is wanted."""
         reached: list[bool] = []
         for node in self.nodes:
-            own = isinstance(node.operation, Dense | Conv2D | Bias)
+            own = isinstance(node.operation, Dense | Conv2D | Conv2DMaxPool | Bias)
             reached.append(own or any(reached[source] for source in node.inputs))
         return tuple(reached)

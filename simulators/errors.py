@@ -1,9 +1,9 @@
 """Errors of the simulators.
 
-    SimulationError
-    ├── DatasetUnavailable   a data set is not there or damaged; says how to get it
-    ├── InvalidPartition     examples cannot be spread over devices as asked
-    └── FleetFailed          a process of a simulated fleet died or never came up
+SimulationError
+├── DatasetUnavailable   a data set is not there or damaged; says how to get it
+├── InvalidPartition     examples cannot be spread over devices as asked
+└── FleetFailed          a process of a simulated fleet died or never came up
 """
 
 __all__ = ["DatasetUnavailable", "FleetFailed", "InvalidPartition", "SimulationError"]

@@ -45,8 +45,9 @@ def local_steps(plan: TrainingPlan, *, num_examples: int, round_id: int, device_
     """
     left = num_local_steps(plan, num_examples)
     for epoch in range(plan.num_epochs):
-        order = np.argsort(_stream(plan.seed, round_id, device_id, epoch, "order", num_examples), kind="stable")
-        raw = _stream(plan.seed, round_id, device_id, epoch, "dropout", num_examples)
+        key = f"{plan.seed}|{round_id}|{device_id}|{epoch}"
+        order = np.argsort(_stream(f"{key}|order", num_examples), kind="stable")
+        raw = _stream(f"{key}|dropout", num_examples)
         tickets = (raw >> np.uint64(33)).astype(np.int32)
         for start in range(0, num_examples, plan.batch_size):
             if left == 0:
@@ -56,10 +57,9 @@ def local_steps(plan: TrainingPlan, *, num_examples: int, round_id: int, device_
             yield LocalStep(indices=order[start:stop].astype(np.int64), tickets=tickets[start:stop])
 
 
-def _stream(seed: int, round_id: int, device_id: str, epoch: int, purpose: str, n: int) -> npt.NDArray[np.uint64]:
-    """``n`` SplitMix64 outputs from the key's starting state."""
-    key = hashlib.sha256(f"{seed}|{round_id}|{device_id}|{epoch}|{purpose}".encode()).digest()
-    state = np.frombuffer(key[:8], dtype="<u8").astype(np.uint64)
+def _stream(key: str, n: int) -> npt.NDArray[np.uint64]:
+    """``n`` SplitMix64 outputs; the starting state is the first 8 bytes, little-endian, of the key's SHA-256."""
+    state = np.frombuffer(hashlib.sha256(key.encode()).digest()[:8], dtype="<u8").astype(np.uint64)
     z = state + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -285,7 +285,7 @@ _M = TypeVar("_M", bound=Message)
 
 def message_kind(message: Message | type[Message]) -> str:
     """The message's tag, which is also the last part of its topic."""
-    tag = message.__struct_config__.tag
+    tag: object = message.__struct_config__.tag
     if not isinstance(tag, str):
         raise TypeError(f"{message!r} is not a concrete message")
     return tag

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wire_protocol.blobs import BlobAssembler, split_blob
 from wire_protocol.errors import BlobError, NonFiniteTensor, WireError
 from wire_protocol.local_order import local_steps, num_local_steps
-from wire_protocol.messages import Piece, Report, decode_message, encode_message
+from wire_protocol.messages import Piece, Report, decode_message
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
 from wire_protocol.tensors import decode_tensors, encode_tensors
 

@@ -1,0 +1,86 @@
+"""Errors of the device.
+
+    EdgeClientError
+    ├── IllegalTransition      a move the session table does not have: a bug of ours
+    ├── ConfigError            the configuration says something that is not allowed; the owner must change it
+    ├── DataError              the local examples cannot be used; the owner must act
+    │   ├── DataNotFound       nothing is at the configured path
+    │   ├── DataFormatError    the files are there but are not in the documented layout
+    │   ├── TooFewExamples     fewer examples than the plan asks for
+    │   └── ExampleMismatch    shapes or labels that the plan's model cannot take
+    ├── TrainingError          a job failed; the assignment is given back
+    │   ├── ContractViolation  the model file is not what its plan says (the coordinator's fault, permanent)
+    │   └── NonFiniteUpdate    training produced NaN or infinity: nothing leaves the device
+    ├── FrameError             bytes between daemon and trainer that are no frame (the trainer is restarted)
+    └── StorageError           the state directory cannot be read or written (disk full, permissions)
+
+`DataError` and `ConfigError` are the owner's to mend and say how; the rest are transient unless said otherwise.
+"""
+
+__all__ = [
+    "ConfigError",
+    "ContractViolation",
+    "DataError",
+    "DataFormatError",
+    "DataNotFound",
+    "EdgeClientError",
+    "ExampleMismatch",
+    "FrameError",
+    "IllegalTransition",
+    "NonFiniteUpdate",
+    "StorageError",
+    "TooFewExamples",
+    "TrainingError",
+]
+
+
+class EdgeClientError(Exception):
+    """Base of the errors of this package."""
+
+
+class IllegalTransition(EdgeClientError):
+    """The session was asked for a move its table does not have."""
+
+
+class ConfigError(EdgeClientError):
+    """The configuration says something that is not allowed."""
+
+
+class DataError(EdgeClientError):
+    """The local examples cannot be used."""
+
+
+class DataNotFound(DataError):
+    """Nothing is at the configured path."""
+
+
+class DataFormatError(DataError):
+    """The files are not in the documented layout."""
+
+
+class TooFewExamples(DataError):
+    """Fewer examples than the plan asks for."""
+
+
+class ExampleMismatch(DataError):
+    """The examples' shape or labels are not what the plan's model takes."""
+
+
+class TrainingError(EdgeClientError):
+    """A job failed."""
+
+
+class ContractViolation(TrainingError):
+    """The model file is not what its plan says."""
+
+
+class NonFiniteUpdate(TrainingError):
+    """Training produced NaN or infinity."""
+
+
+class FrameError(EdgeClientError):
+    """Bytes on the pipe between daemon and trainer that are no frame."""
+
+
+class StorageError(EdgeClientError):
+    """The state directory cannot be read or written."""

@@ -1,0 +1,216 @@
+"""The forward and backward pass of a whole model, from the lowerings of its operations."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import tensorflow as tf
+
+from model_export.dropout import dropout_mask
+from model_export.lowering.activations import ACTIVATIONS
+from model_export.lowering.convolution import convolve, convolve_few_channels, convolve_pointwise
+from model_export.lowering.dense import LayerPullback, add_bias, dense
+from model_export.lowering.fusion import fuse, suits_winograd
+from model_export.lowering.pooling import average_pool, global_average_pool, max_pool
+from model_export.lowering.tensor_types import Pullback, Tensor, plus
+from model_export.lowering.windows import WindowAxis, plan_axis
+from model_export.lowering.winograd import convolve_winograd, convolve_winograd_max_pool
+from model_export.operations import (
+    Activation,
+    Add,
+    AveragePool,
+    Bias,
+    Conv2D,
+    Conv2DMaxPool,
+    Dense,
+    Dropout,
+    GlobalAveragePool,
+    Input,
+    MaxPool,
+    ModelGraph,
+    Node,
+    Reshape,
+)
+
+__all__ = ["ForwardPass", "LoweredModel"]
+
+_MAX_FEW_CHANNELS = 4
+_Gradients: TypeAlias = tuple[Sequence[Tensor | None], dict[int, Tensor]]
+_NodePullback: TypeAlias = Callable[[Tensor], _Gradients]
+"""Gradient of a node's result -> gradients of its inputs (``None``: not wanted), and of its weights by position."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ForwardPass:
+    """What a forward pass computed."""
+
+    logits: Tensor
+    """[B, num_classes]."""
+    weight_gradients: Callable[[Tensor], list[Tensor]]
+    """Gradient of the logits -> gradients of the weights, in Keras order and in their stored layout."""
+
+
+class LoweredModel:
+    """A model's operations as TFLite builtins, at a fixed batch size.
+
+    Args:
+        graph: The model.
+        batch_size: B.
+    """
+
+    def __init__(self, graph: ModelGraph, batch_size: int) -> None:
+        self._graph = fuse(graph)
+        self._batch_size = batch_size
+        self._wanted = self._graph.reaches_weights()
+
+    def forward(self, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None) -> ForwardPass:
+        """Runs the model up to its logits.
+
+        Args:
+            weights: In Keras order, in their stored layout.
+            x: [B, ...] float32.
+            tickets: [B] int32, or ``None`` to leave dropout out.
+        """
+        values: list[Tensor] = []
+        pullbacks: list[_NodePullback] = []
+        for node in self._graph.nodes[: self._graph.logits + 1]:
+            inputs = [values[source] for source in node.inputs] or [x]
+            value, pullback = self._run(node, inputs, weights, tickets)
+            values.append(value)
+            pullbacks.append(pullback)
+        return ForwardPass(logits=values[-1], weight_gradients=lambda dy: self._backward(pullbacks, dy))
+
+    def output(self, logits: Tensor) -> Tensor:
+        """What the Keras model gives: the logits, or their softmax."""
+        return ACTIVATIONS["softmax"](logits)[0] if self._graph.ends_in_softmax else logits
+
+    def _backward(self, pullbacks: Sequence[_NodePullback], dlogits: Tensor) -> list[Tensor]:
+        gradients: dict[int, Tensor] = {self._graph.logits: dlogits}
+        of_weights: dict[int, Tensor] = {}
+        for position in reversed(range(self._graph.logits + 1)):
+            if not self._wanted[position] or position not in gradients:
+                continue
+            to_inputs, to_weights = pullbacks[position](gradients.pop(position))
+            for source, gradient in zip(self._graph.nodes[position].inputs, to_inputs, strict=True):
+                if gradient is not None and self._wanted[source]:
+                    gradients[source] = plus(gradients.get(source), gradient)
+            for weight, gradient in to_weights.items():
+                of_weights[weight] = plus(of_weights.get(weight), gradient)
+        return [of_weights[position] for position in range(len(self._graph.weight_shapes))]
+
+    def _run(
+        self, node: Node, inputs: Sequence[Tensor], weights: Sequence[Tensor], tickets: Tensor | None
+    ) -> tuple[Tensor, _NodePullback]:
+        needs_dx = any(self._wanted[source] for source in node.inputs)
+        operation, x = node.operation, inputs[0]
+        match operation:
+            case Input():
+                return x, lambda _: ((), {})
+            case Dense(kernel=kernel):
+                return _with_kernel(kernel, _dense(x, weights[kernel], needs_dx=needs_dx))
+            case Conv2D(kernel=kernel):
+                return _with_kernel(kernel, _convolution(operation, x, weights[kernel], needs_dx=needs_dx))
+            case Conv2DMaxPool(convolution=convolution):
+                rows, cols = _convolution_windows(convolution, x, weights[convolution.kernel])
+                pooled = convolve_winograd_max_pool(x, weights[convolution.kernel], rows, cols, needs_dx=needs_dx)
+                return _with_kernel(convolution.kernel, pooled)
+            case Bias(bias=bias):
+                y, bias_gradient = add_bias(x, weights[bias])
+                return y, lambda dy: ((dy,), {bias: bias_gradient(dy)})
+            case Add():
+                return _sum(inputs)
+            case _:
+                return _without_weights(self._run_unary(node, x, tickets))
+
+    def _run_unary(self, node: Node, x: Tensor, tickets: Tensor | None) -> tuple[Tensor, Pullback]:
+        match node.operation:
+            case Activation(name=name):
+                return ACTIVATIONS[name](x)
+            case MaxPool(window=window, strides=strides, padding=padding):
+                return max_pool(x, *_pool_windows(x, window, strides, padding))
+            case AveragePool(window=window, strides=strides, padding=padding):
+                return average_pool(x, *_pool_windows(x, window, strides, padding))
+            case GlobalAveragePool():
+                return global_average_pool(x)
+            case Reshape():
+                return tf.reshape(x, [self._batch_size, *node.shape]), lambda dy: tf.reshape(dy, x.shape)
+            case Dropout(index=index, rate=rate):
+                if tickets is None:
+                    return x, lambda dy: dy
+                mask = tf.reshape(dropout_mask(tickets, math.prod(node.shape), index, rate), x.shape)
+                return x * mask, lambda dy: dy * mask
+            case other:
+                raise AssertionError(f"no lowering for {other}")  # the layer table admits nothing else
+
+
+def _dense(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Tensor, LayerPullback]:
+    """A Dense layer on inputs of any rank: all axes but the last are rows."""
+    if len(x.shape) == 2:  # noqa: PLR2004 - [batch, features]
+        return dense(x, kernel, needs_dx=needs_dx)
+    y, rows_pullback = dense(tf.reshape(x, [-1, x.shape[-1]]), kernel, needs_dx=needs_dx)
+
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+        dx, dkernel = rows_pullback(tf.reshape(dy, y.shape))
+        return (None if dx is None else tf.reshape(dx, x.shape)), dkernel
+
+    return tf.reshape(y, [*x.shape[:-1], y.shape[-1]]), pullback
+
+
+def _convolution(operation: Conv2D, x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Tensor, LayerPullback]:
+    """Chooses the lowering of a convolution."""
+    rows, cols = _convolution_windows(operation, x, kernel)
+    is_dense_window = operation.strides == operation.dilation == (1, 1)
+    if is_dense_window and kernel.shape[:2].as_list() == [1, 1]:
+        return convolve_pointwise(x, kernel, needs_dx=needs_dx)
+    if not needs_dx and x.shape[-1] <= _MAX_FEW_CHANNELS:
+        return convolve_few_channels(x, kernel, rows, cols)
+    if suits_winograd(operation, tuple(kernel.shape)):
+        return convolve_winograd(x, kernel, rows, cols, needs_dx=needs_dx)
+    return convolve(x, kernel, rows, cols, needs_dx=needs_dx)
+
+
+def _convolution_windows(operation: Conv2D, x: Tensor, kernel: Tensor) -> tuple[WindowAxis, WindowAxis]:
+    rows, cols = (
+        plan_axis(
+            size=x.shape[1 + axis],
+            window=kernel.shape[axis],
+            stride=operation.strides[axis],
+            dilation=operation.dilation[axis],
+            padding=operation.padding,
+        )
+        for axis in (0, 1)
+    )
+    return rows, cols
+
+
+def _pool_windows(
+    x: Tensor, window: tuple[int, int], strides: tuple[int, int], padding: str
+) -> tuple[WindowAxis, WindowAxis]:
+    rows, cols = (
+        plan_axis(size=x.shape[1 + axis], window=window[axis], stride=strides[axis], padding=padding)
+        for axis in (0, 1)
+    )
+    return rows, cols
+
+
+def _sum(inputs: Sequence[Tensor]) -> tuple[Tensor, _NodePullback]:
+    total = inputs[0]
+    for value in inputs[1:]:
+        total = total + value
+    return total, lambda dy: ([dy] * len(inputs), {})
+
+
+def _with_kernel(position: int, lowered: tuple[Tensor, LayerPullback]) -> tuple[Tensor, _NodePullback]:
+    y, layer_pullback = lowered
+
+    def pullback(dy: Tensor) -> _Gradients:
+        dx, dkernel = layer_pullback(dy)
+        return (dx,), {position: dkernel}
+
+    return y, pullback
+
+
+def _without_weights(lowered: tuple[Tensor, Pullback]) -> tuple[Tensor, _NodePullback]:
+    y, unary_pullback = lowered
+    return y, lambda dy: ((unary_pullback(dy),), {})

@@ -1,0 +1,144 @@
+"""The five signatures of a trainable model file, as one TensorFlow module."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from model_export.lowering.forward import LoweredModel
+from model_export.lowering.softmax_loss import cross_entropy
+from model_export.lowering.tensor_types import Tensor
+from model_export.operations import ModelGraph
+from wire_protocol import model_contract as contract
+
+__all__ = ["TrainStep"]
+
+_LEAST_WEIGHT_SUM = 1e-30
+"""Keeps a batch of padding alone from dividing by zero; its gradient is zero either way."""
+
+
+class TrainStep(tf.Module):
+    """Trains a model with SGD: ``v = momentum * v - learning_rate * g``, ``w = w + v``, as ``keras.optimizers.SGD``.
+
+    Variables start at zero: the file holds no weights, they come by ``restore``. Kernels of Dense layers are stored
+    as [1, out, in] (see ``lowering.dense``); ``save`` and ``restore`` speak Keras's layout.
+
+    Args:
+        graph: The model.
+        batch_size: B.
+        momentum: 0 is plain SGD, without slots.
+    """
+
+    def __init__(self, graph: ModelGraph, *, batch_size: int, momentum: float) -> None:
+        super().__init__()
+        self._graph = graph
+        self._batch_size = batch_size
+        self._momentum = momentum
+        self._lowered = LoweredModel(graph, batch_size)
+        shapes = [self._stored_shape(index) for index in range(len(graph.weight_shapes))]
+        names = [contract.weight_name(index) for index in range(len(shapes))]
+        self._weights = [tf.Variable(tf.zeros(s), name=n) for n, s in zip(names, shapes, strict=True)]
+        slots = zip(names, shapes, strict=True) if momentum else ()
+        self._velocities = [tf.Variable(tf.zeros(s), name=f"{n}_velocity") for n, s in slots]
+
+    def signatures(self) -> dict[str, Any]:
+        """Concrete functions of the five signatures, by name."""
+        batch = self._batch_size
+        x = tf.TensorSpec([batch, *self._graph.input_shape], tf.float32, contract.X)
+        y = tf.TensorSpec([batch], tf.int32, contract.LABEL)
+        weight = tf.TensorSpec([batch], tf.float32, contract.EXAMPLE_WEIGHT)
+        train_inputs = [x, y, weight, tf.TensorSpec([1], tf.float32, contract.LEARNING_RATE)]
+        if self._graph.dropouts:
+            train_inputs.append(tf.TensorSpec([batch], tf.int32, contract.DROPOUT_TICKET))
+        restored = [
+            tf.TensorSpec(shape, tf.float32, contract.weight_name(index))
+            for index, shape in enumerate(self._graph.weight_shapes)
+        ]
+        return {
+            contract.TRAIN: _concrete(self._train, train_inputs),
+            contract.EVALUATE: _concrete(self._evaluate, [x, y, weight]),
+            contract.INFER: _concrete(self._infer, [x]),
+            contract.SAVE: _concrete(self._save, []),
+            contract.RESTORE: _concrete(self._restore, restored),
+        }
+
+    def _train(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weights = [variable.read_value() for variable in self._weights]
+        run = self._lowered.forward(weights, inputs[contract.X], inputs.get(contract.DROPOUT_TICKET))
+        figures, dlogits = self._score(run.logits, inputs)
+        gradients = run.weight_gradients(dlogits)
+        self._update(weights, gradients, inputs[contract.LEARNING_RATE])
+        return figures
+
+    def _evaluate(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weights = [variable.read_value() for variable in self._weights]
+        run = self._lowered.forward(weights, inputs[contract.X], None)
+        return self._score(run.logits, inputs)[0]
+
+    def _infer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weights = [variable.read_value() for variable in self._weights]
+        run = self._lowered.forward(weights, inputs[contract.X], None)
+        return {contract.OUTPUT: self._lowered.output(run.logits)}
+
+    def _save(self, _: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            contract.weight_name(index): self._to_keras(index, variable.read_value())
+            for index, variable in enumerate(self._weights)
+        }
+
+    def _restore(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for index, variable in enumerate(self._weights):
+            value = self._to_stored(index, inputs[contract.weight_name(index)])
+            variable.assign(value)
+            if self._velocities:
+                # Not tf.zeros: the converter would keep a constant as large as the model.
+                self._velocities[index].assign(value * 0.0)
+        return {contract.OK: tf.constant([1], tf.int32)}
+
+    def _score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The three figures of a batch, and the gradient of the mean loss with respect to the logits."""
+        labels, weight = inputs[contract.LABEL], inputs[contract.EXAMPLE_WEIGHT]
+        one_hot = tf.one_hot(labels, self._graph.num_classes)
+        loss_sum, pullback = cross_entropy(logits, one_hot, tf.reshape(weight, [self._batch_size, 1]))
+        weight_sum = tf.reshape(tf.reduce_sum(weight), [1])
+        is_correct = tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32)
+        figures = {
+            contract.LOSS_SUM: loss_sum,
+            contract.NUM_CORRECT: tf.reshape(tf.reduce_sum(is_correct * weight), [1]),
+            contract.WEIGHT_SUM: weight_sum,
+        }
+        return figures, pullback(1.0 / tf.maximum(weight_sum, _LEAST_WEIGHT_SUM))
+
+    def _update(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+            if self._velocities:
+                velocity = self._velocities[index]
+                moved = self._momentum * velocity.read_value() - learning_rate * gradient
+                velocity.assign(moved)
+                self._weights[index].assign(weight + moved)
+            else:
+                self._weights[index].assign(weight - learning_rate * gradient)
+
+    def _stored_shape(self, index: int) -> list[int]:
+        shape = list(self._graph.weight_shapes[index])
+        return [1, shape[1], shape[0]] if index in self._graph.dense_kernels else shape
+
+    def _to_stored(self, index: int, value: Tensor) -> Tensor:
+        if index not in self._graph.dense_kernels:
+            return value
+        return tf.reshape(tf.transpose(value), self._stored_shape(index))
+
+    def _to_keras(self, index: int, value: Tensor) -> Tensor:
+        if index not in self._graph.dense_kernels:
+            return value
+        return tf.transpose(tf.reshape(value, self._stored_shape(index)[1:]))
+
+
+def _concrete(function: Any, inputs: Sequence[Any]) -> Any:
+    """Traces ``function``, which takes one mapping, as a signature of named inputs."""
+    names = [spec.name for spec in inputs]
+
+    def signature(**tensors: Tensor) -> dict[str, Tensor]:
+        return function({name: tensors[name] for name in names})
+
+    return tf.function(signature, autograph=False).get_concrete_function(**{spec.name: spec for spec in inputs})
