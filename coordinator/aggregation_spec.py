@@ -1,4 +1,4 @@
-"""How updates become the next model: mean, clipping and server optimizer, as a value that can be stored and compared."""
+"""How updates become the next model: mean, clipping and server optimizer, as a value to be stored and compared."""
 
 import math
 from typing import Annotated, Literal

@@ -5,6 +5,7 @@ device, and a broken connection costs no piece that has arrived.
 """
 
 import collections
+import math
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -31,7 +32,16 @@ class BlobFetcher:
         uniform: ``uniform(low, high)`` for the jitter of repeated requests.
     """
 
-    __slots__ = ("_assemblers", "_backoff", "_extra_wait_s", "_in_flight", "_pending", "_settings", "num_bad_pieces")
+    __slots__ = (
+        "_assemblers",
+        "_backoff",
+        "_extra_wait_s",
+        "_in_flight",
+        "_pending",
+        "_quiet_until",
+        "_settings",
+        "num_bad_pieces",
+    )
 
     def __init__(
         self, refs: Iterable[BlobRef], *, settings: FetchSettings, uniform: Callable[[float, float], float]
@@ -41,11 +51,12 @@ class BlobFetcher:
         self._pending: collections.deque[tuple[bytes, int]] = collections.deque(
             (sha256, 0 if assembler.has_piece_list else _LIST) for sha256, assembler in self._assemblers.items()
         )
-        self._in_flight: dict[tuple[bytes, int], float] = {}
+        self._in_flight: set[tuple[bytes, int]] = set()
         self._backoff = FullJitterBackoff(
             base_s=settings.timeout_s, cap_s=settings.backoff_cap_s, uniform=uniform
         )
         self._extra_wait_s = 0.0
+        self._quiet_until = 0.0
         self.num_bad_pieces = 0
 
     @property
@@ -59,24 +70,28 @@ class BlobFetcher:
         return len(self._in_flight)
 
     def next_wakeup(self) -> float:
-        """When ``requests`` must be called at the latest; it may be asked earlier at any time."""
-        return min(self._in_flight.values(), default=float("-inf") if self._pending else float("inf"))
+        """When ``requests`` must be called at the latest: 0 is at once, infinity never."""
+        if self._in_flight:
+            return self._quiet_until
+        return 0.0 if self._pending else math.inf
 
     def requests(self, now: float) -> list[FetchRequest]:
         """What to ask for now: what is due again, and new pieces while the window has room.
 
-        New pieces are asked for only when half the window is free: one request then brings several pieces.
+        New pieces are asked for only when half the window is free: one request then brings several pieces. What is
+        under way counts as lost only when nothing at all has come for a while: a slow link is no lossy one, and
+        asking it again for what is still queued would make it slower.
         """
         self._expire(now)
         window = self._settings.window
         if not self._pending or len(self._in_flight) > window // 2:
             return []
-        expires_at = now + self._settings.timeout_s + self._extra_wait_s
+        self._expect_until(now)
         wanted: dict[bytes, list[int]] = {}
         lists: list[FetchRequest] = []
         while self._pending and len(self._in_flight) < window:
             sha256, index = self._pending.popleft()
-            self._in_flight[sha256, index] = expires_at
+            self._in_flight.add((sha256, index))
             if index == _LIST:
                 lists.append(PieceListRequest(sha256=sha256))
             else:
@@ -85,11 +100,11 @@ class BlobFetcher:
 
     def reconnect(self) -> None:
         """After a new connection: what was under way is lost and will be asked for again."""
-        self._put_back(list(self._in_flight))
+        self._put_back()
         self._extra_wait_s = 0.0
         self._backoff.reset()
 
-    def take_piece_list(self, message: PieceList) -> bool:
+    def take_piece_list(self, message: PieceList, now: float) -> bool:
         """Takes a list of piece digests.
 
         Returns:
@@ -103,11 +118,11 @@ class BlobFetcher:
         except BlobError:
             self.num_bad_pieces += 1
             return False
-        self._progressed((message.sha256, _LIST))
+        self._progressed((message.sha256, _LIST), now)
         self._pending.extend((message.sha256, index) for index in range(assembler.ref.num_pieces))
         return True
 
-    def take_piece(self, message: Piece) -> tuple[BlobRef, bytes] | None:
+    def take_piece(self, message: Piece, now: float) -> tuple[BlobRef, bytes] | None:
         """Takes a piece.
 
         Returns:
@@ -127,26 +142,31 @@ class BlobFetcher:
             self.num_bad_pieces += 1
             return None
         if is_new:
-            self._progressed((message.sha256, message.index))
+            self._progressed((message.sha256, message.index), now)
         if not assembler.is_complete:
             return None
         del self._assemblers[message.sha256]
         return assembler.ref, assembler.result()
 
-    def _progressed(self, key: tuple[bytes, int]) -> None:
-        if self._in_flight.pop(key, None) is None and key in self._pending:
+    def _progressed(self, key: tuple[bytes, int], now: float) -> None:
+        if key in self._in_flight:
+            self._in_flight.remove(key)
+        elif key in self._pending:
             # It came after its request had been given up: do not ask again.
             self._pending.remove(key)
-        self._extra_wait_s = 0.0
+        # Halved, not forgotten: on a link slower than the time-out each reset would ask for everything twice.
+        self._extra_wait_s /= 2
         self._backoff.reset()
+        self._expect_until(now)
+
+    def _expect_until(self, now: float) -> None:
+        self._quiet_until = now + self._settings.timeout_s + self._extra_wait_s
 
     def _expire(self, now: float) -> None:
-        expired = [key for key, expires_at in self._in_flight.items() if expires_at <= now]
-        if expired:
-            self._put_back(expired)
-            self._extra_wait_s = self._backoff.next_wait_s()
+        if self._in_flight and now >= self._quiet_until:
+            self._put_back()
+            self._extra_wait_s = max(self._extra_wait_s, self._backoff.next_wait_s())
 
-    def _put_back(self, keys: list[tuple[bytes, int]]) -> None:
-        for key in keys:
-            del self._in_flight[key]
-        self._pending.extendleft(reversed(keys))
+    def _put_back(self) -> None:
+        self._pending.extendleft(sorted(self._in_flight, reverse=True))
+        self._in_flight.clear()

@@ -11,8 +11,8 @@ class FetchSettings:
 
     window: int = 8
     """Most pieces asked for and not yet here: bounds what the broker must hold for this device."""
-    timeout_s: float = 10.0
-    """A request is repeated after this (plus back-off once requests go unanswered)."""
+    timeout_s: float = 20.0
+    """What was asked for is asked for again when nothing has come for this long (plus back-off)."""
     backoff_cap_s: float = 120.0
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from simulators.errors import InvalidPartition
 
 __all__ = ["partition_by_group", "partition_by_label", "partition_dirichlet", "partition_iid"]
 
-Labels = npt.NDArray[np.integer[npt.NBitBase]]
+Labels = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Partition = list[npt.NDArray[np.int64]]
 """Per device, the sorted positions of its examples."""
 

@@ -63,9 +63,8 @@ def decode_tensors(data: bytes, specs: Sequence[TensorSpec]) -> Tensors:
     if len(data) > max_encoded_bytes(specs):
         raise OversizedMessage(f"{len(data)} bytes of tensors; the plan's need at most {max_encoded_bytes(specs)}")
     try:
-        entries = {
-            name: (entry["dtype"], entry["shape"], entry["data"]) for name, entry in safetensors.deserialize(data)
-        }  # type: ignore[no-untyped-call]
+        raw_entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+        entries = {name: (entry["dtype"], entry["shape"], entry["data"]) for name, entry in raw_entries}
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise MalformedMessage(f"not a safetensors file: {error}") from error
     expected = [weight_name(index) for index in range(len(specs))]

@@ -82,5 +82,5 @@ def test_a_round_does_not_wait_for_its_deadline_when_nobody_is_left():
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(settings):
-    with pytest.raises(ValueError, match="must|need"):
+    with pytest.raises(ValueError, match=r"must|need"):
         RoundPolicy(**settings)

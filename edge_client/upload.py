@@ -1,0 +1,110 @@
+"""Sending a report, without I/O: receipts and the time go in, messages come out.
+
+The report and the bytes it announces are fixed on construction: whatever is sent again is the same.
+"""
+
+import collections
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+from broker_link.backoff import FullJitterBackoff
+from edge_client.settings import UploadSettings
+from wire_protocol.blobs import SplitBlob
+from wire_protocol.messages import Piece, Receipt, ReceiptStatus, Report
+
+__all__ = ["ReportUpload", "UploadMessage"]
+
+UploadMessage: TypeAlias = Report | Piece
+
+
+class ReportUpload:
+    """Sends one report until a final receipt comes: give it every receipt, and send what ``messages`` returns.
+
+    The pieces follow the report by themselves. A repeated report brings none: the coordinator answers it with the
+    indices it lacks.
+
+    Args:
+        report: The report.
+        update: The update that it announces; None in an evaluation round.
+        settings: Pacing and waiting times.
+        uniform: ``uniform(low, high)`` for the jitter of repetitions.
+    """
+
+    __slots__ = ("_backoff", "_is_report_due", "_next_at", "_queue", "_settings", "_uniform", "_update", "report")
+
+    def __init__(
+        self,
+        *,
+        report: Report,
+        update: SplitBlob | None,
+        settings: UploadSettings,
+        uniform: Callable[[float, float], float],
+    ) -> None:
+        self.report = report
+        self._update = update
+        self._settings = settings
+        self._uniform = uniform
+        self._backoff = FullJitterBackoff(base_s=settings.retry_s, cap_s=settings.backoff_cap_s, uniform=uniform)
+        self._queue: collections.deque[int] = collections.deque(self._all_pieces())
+        self._is_report_due = True
+        self._next_at = 0.0
+
+    def next_wakeup(self) -> float:
+        """When ``messages`` must be called at the latest: 0 is at once, infinity never."""
+        return self._next_at
+
+    def messages(self, now: float) -> list[UploadMessage]:
+        """What to send now: at most one report and ``pieces_per_burst`` pieces."""
+        if now < self._next_at:
+            return []
+        due: list[UploadMessage] = []
+        if self._is_report_due or not self._queue:
+            due.append(self.report)
+            self._is_report_due = False
+        for _ in range(min(len(self._queue), self._settings.pieces_per_burst)):
+            due.append(self._piece(self._queue.popleft()))
+        if self._queue:
+            self._next_at = now + self._settings.burst_interval_s
+        else:
+            self._next_at = now + self._settings.retry_s + self._backoff.next_wait_s()
+        return due
+
+    def reconnect(self) -> None:
+        """After a new connection: the report is said again at once, and sending goes on where it stopped."""
+        self._is_report_due = True
+        self._next_at = 0.0
+        self._backoff.reset()
+
+    def take_receipt(self, receipt: Receipt, now: float) -> bool:
+        """Takes a receipt for this report.
+
+        Returns:
+            Whether it is final; then nothing more is to be sent.
+        """
+        self._backoff.reset()
+        match receipt.status:
+            case ReceiptStatus.ACCEPTED | ReceiptStatus.REJECTED:
+                self._queue.clear()
+                self._next_at = math.inf
+                return True
+            case ReceiptStatus.INCOMPLETE:
+                wanted = set(receipt.missing) & set(self._all_pieces())
+                self._queue = collections.deque(sorted(wanted))
+                self._is_report_due = False
+                # Nothing that could be sent: wait for the next answer instead of asking in a circle.
+                self._next_at = now if wanted else now + self._settings.retry_s + self._backoff.next_wait_s()
+            case ReceiptStatus.BUSY:
+                self._queue = collections.deque(self._all_pieces())
+                self._is_report_due = True
+                spread_s = max(receipt.retry_after_s, 1.0)
+                self._next_at = now + receipt.retry_after_s + self._uniform(0.0, spread_s)
+        return False
+
+    def _all_pieces(self) -> range:
+        return range(self._update.ref.num_pieces if self._update is not None else 0)
+
+    def _piece(self, index: int) -> Piece:
+        if self._update is None:
+            raise ValueError("a report without an update has no pieces")
+        return Piece(sha256=self._update.ref.sha256, index=index, data=self._update.piece(index))
