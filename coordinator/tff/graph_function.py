@@ -38,7 +38,7 @@ class GraphFunction:
         feeds = [element(name) for name in graph.feeds]
         self.pruned: Callable[..., Sequence[Any]] = wrapped.prune(feeds, [element(name) for name in graph.fetches])
         self.signature = [tf.TensorSpec(feed.shape, feed.dtype) for feed in feeds]
-        self._function = tf.function(self.pruned, input_signature=self.signature).get_concrete_function()
+        self._function = tf.function(lambda *leaves: self.pruned(*leaves), input_signature=self.signature).get_concrete_function()
 
     def __call__(self, *leaves: Any) -> tuple[Any, ...]:
         """Runs the graph.
@@ -103,7 +103,8 @@ def _make_names_unique(graph_def: Any, suffix: str) -> None:
         if "shared_name" in node.attr:
             node.attr["shared_name"].s = (node.attr["shared_name"].s or node.name.encode()) + suffix.encode()
         for value in node.attr.values():
-            for called in (value.func, *value.list.func):
+            is_one = value.WhichOneof("value") == "func"
+            for called in [value.func] if is_one else value.list.func:
                 called.name = renamed.get(called.name, called.name)
     for function in library.function:
         for key in ("forward_function_name", "backward_function_name"):

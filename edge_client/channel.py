@@ -1,0 +1,103 @@
+"""One device's topics: which message comes on which, and where its own go. No I/O."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from broker_link.link import Incoming, Will
+from edge_client.events import Publish
+from wire_protocol.errors import MalformedMessage
+from wire_protocol.messages import (
+    Assignment,
+    CoordinatorMessage,
+    DeviceMessage,
+    DeviceStatus,
+    Piece,
+    PieceList,
+    Receipt,
+    Refusal,
+    RoundClosed,
+    TaskAnnouncement,
+    decode_message,
+    encode_message,
+    message_kind,
+)
+from wire_protocol.topics import (
+    device_down,
+    device_down_filter,
+    device_status,
+    device_up,
+    population_round,
+    population_task,
+)
+
+__all__ = ["DeviceChannel"]
+
+_DownMessage = type[Assignment] | type[Refusal] | type[PieceList] | type[Piece] | type[Receipt]
+_DOWN_KINDS: Final[Mapping[str, _DownMessage]] = {
+    message_kind(kind): kind for kind in (Assignment, Refusal, PieceList, Piece, Receipt)
+}
+
+
+class DeviceChannel:
+    """Encodes and decodes for one device.
+
+    Args:
+        population: The population's name.
+        device_id: The device's id.
+        client_version: Goes into the status message.
+
+    Raises:
+        InvalidIdentifier: A name that may not be part of a topic.
+    """
+
+    __slots__ = ("_down_prefix", "_round_topic", "_task_topic", "client_version", "device_id", "population")
+
+    def __init__(self, *, population: str, device_id: str, client_version: str) -> None:
+        self.population = population
+        self.device_id = device_id
+        self.client_version = client_version
+        self._task_topic = population_task(population)
+        self._round_topic = population_round(population)
+        self._down_prefix = device_down(population, device_id, "")
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """Topic filters for everything this device must hear."""
+        return self._task_topic, self._round_topic, device_down_filter(self.population, self.device_id)
+
+    @property
+    def will(self) -> Will:
+        """What the broker is to say when this device vanishes."""
+        offline = self.status(is_online=False)
+        return Will(topic=offline.topic, payload=offline.payload)
+
+    def status(self, *, is_online: bool) -> Publish:
+        """The retained presence message."""
+        status = DeviceStatus(presence="online" if is_online else "offline", client_version=self.client_version)
+        topic = device_status(self.population, self.device_id)
+        return Publish(topic=topic, payload=encode_message(status), retain=True)
+
+    def publish(self, message: DeviceMessage) -> Publish:
+        """A message to the coordinator."""
+        topic = device_up(self.population, self.device_id, message_kind(message))
+        return Publish(topic=topic, payload=encode_message(message))
+
+    def decode(self, incoming: Incoming) -> CoordinatorMessage | None:
+        """Decodes what came.
+
+        Returns:
+            The message, or None if the retained task was deleted.
+
+        Raises:
+            WireError: No message of the protocol, or on a topic that is not this device's.
+        """
+        topic = incoming.topic
+        if topic.startswith(self._down_prefix):
+            kind = _DOWN_KINDS.get(topic[len(self._down_prefix) :])
+            if kind is not None:
+                return decode_message(incoming.payload, kind)
+        elif topic == self._round_topic:
+            return decode_message(incoming.payload, RoundClosed)
+        elif topic == self._task_topic:
+            return decode_message(incoming.payload, TaskAnnouncement) if incoming.payload else None
+        raise MalformedMessage(f"not a topic of this device: {topic[:200]!r}")

@@ -1,0 +1,164 @@
+"""What a trainer is given and what it gives back; the seam between the session and whatever computes."""
+
+import dataclasses
+import math
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_client.errors import ExampleMismatch, NonFiniteUpdate, TooFewExamples
+from wire_protocol.messages import Metrics, RoundKind, WithdrawalReason
+from wire_protocol.plan import TrainingPlan
+from wire_protocol.tensors import Tensors
+
+__all__ = [
+    "ArrayExamples",
+    "Examples",
+    "Trainer",
+    "TrainingJob",
+    "TrainingResult",
+    "check_examples",
+    "withdrawal_reason",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingJob:
+    """One assignment, ready to run."""
+
+    kind: RoundKind
+    plan: TrainingPlan
+    model: bytes
+    """The model file; a trainer that needs none (``linear_trainer``) ignores it."""
+    checkpoint: Tensors
+    """The received weights, in the order of ``plan.weights``."""
+    round_id: int
+    device_id: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingResult:
+    """What came of a job."""
+
+    model_delta: Tensors | None
+    """trained - received, finite; None after an evaluation."""
+    num_examples: int
+    """Size of the device's example store."""
+    aggregation_weight: float
+    """Example visits: each example counts once per epoch in which it was really seen."""
+    metrics: Metrics
+    duration_s: float
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise ValueError("a result needs at least one example")
+        if not (math.isfinite(self.aggregation_weight) and self.aggregation_weight > 0):
+            raise ValueError(f"aggregation_weight must be positive and finite, not {self.aggregation_weight}")
+
+
+class Examples(Protocol):
+    """The local examples, wherever they are."""
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples there are."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one stored input; its number of elements must be the plan's."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """[num_examples] the label of each example."""
+
+    def inputs(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """[len(indices), *input_shape] the inputs at these positions, scaled and copied."""
+
+
+class ArrayExamples:
+    """Examples in two arrays, which may be memory maps.
+
+    Args:
+        x: [n, ...] inputs, float32 or uint8.
+        y: [n] integer labels.
+        scale: Inputs are multiplied by this (1/255 for images kept as bytes).
+
+    Raises:
+        ExampleMismatch: ``x`` and ``y`` are not of the same length, or ``y`` is no vector of integers.
+    """
+
+    def __init__(
+        self, *, x: npt.NDArray[np.float32] | npt.NDArray[np.uint8], y: npt.NDArray[np.integer], scale: float = 1.0
+    ) -> None:
+        if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+            raise ExampleMismatch(f"labels must be a vector of integers, not {y.dtype} {y.shape}")
+        if x.ndim < 2 or len(x) != len(y):  # noqa: PLR2004 - at least [n, features]
+            raise ExampleMismatch(f"inputs {x.shape} and labels {y.shape} do not belong together")
+        self._x = x
+        self._labels: npt.NDArray[np.int32] = np.asarray(y).astype(np.int32, copy=False)
+        self._scale = np.float32(scale)
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples there are."""
+        return len(self._labels)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self._x.shape[1:])
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """[num_examples] the label of each example."""
+        return self._labels
+
+    def inputs(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """[len(indices), *input_shape] the inputs at these positions, scaled and copied."""
+        taken: npt.NDArray[np.float32] = np.asarray(self._x[indices], dtype=np.float32)
+        return taken if self._scale == 1 else taken * self._scale
+
+
+class Trainer(Protocol):
+    """Runs jobs on examples. May keep what it compiled for the next job of the same model."""
+
+    def train(self, job: TrainingJob, examples: Examples) -> TrainingResult:
+        """Trains from the job's checkpoint.
+
+        Raises:
+            DataError: The examples are too few or do not fit the plan.
+            TrainingError: The model file is not what the plan says, or the result is not finite.
+        """
+
+    def evaluate(self, job: TrainingJob, examples: Examples) -> TrainingResult:
+        """Evaluates the job's checkpoint. Raises as ``train`` does."""
+
+
+def check_examples(plan: TrainingPlan, examples: Examples) -> None:
+    """Refuses examples that the plan's model cannot take, before anything is computed.
+
+    Raises:
+        TooFewExamples: Fewer than ``plan.min_examples``.
+        ExampleMismatch: Another number of features, or a label outside 0 .. num_classes - 1.
+    """
+    if examples.num_examples < plan.min_examples:
+        raise TooFewExamples(f"{examples.num_examples} local examples; the plan asks for {plan.min_examples}")
+    if math.prod(examples.input_shape) != math.prod(plan.input_shape):
+        raise ExampleMismatch(f"local inputs are {examples.input_shape}; the model takes {plan.input_shape}")
+    low, high = int(examples.labels.min()), int(examples.labels.max())
+    if low < 0 or high >= plan.num_classes:
+        raise ExampleMismatch(f"local labels run from {low} to {high}; the model knows 0 to {plan.num_classes - 1}")
+
+
+def withdrawal_reason(error: Exception) -> WithdrawalReason:
+    """What to tell the coordinator when a trainer raised ``error``."""
+    match error:
+        case TooFewExamples():
+            return WithdrawalReason.TOO_FEW_EXAMPLES
+        case ExampleMismatch():
+            return WithdrawalReason.DATA_MISMATCH
+        case NonFiniteUpdate():
+            return WithdrawalReason.NON_FINITE_UPDATE
+        case _:
+            return WithdrawalReason.TRAINING_FAILED
