@@ -138,9 +138,11 @@ def _dropout(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
     if layer.noise_shape is not None or layer.seed is not None:
         _refuse(layer, "noise_shape or seed is set", "Leave both out: masks are drawn from dropout tickets.")
+    if len(layer.inbound_nodes) > 1:
+        _refuse(layer, "is used more than once", "Use one Dropout layer per place: each has masks of its own.")
     if not layer.rate:
         return []
-    return [Dropout(index=reading.num_dropouts, rate=float(layer.rate))]
+    return [Dropout(index=reading.num_dropouts, rate=float(layer.rate), layer_name=layer.name)]
 
 
 def _bias(reading: LayerReading) -> list[Operation]:

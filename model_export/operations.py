@@ -106,6 +106,7 @@ class Dropout:
 
     index: int
     rate: float
+    layer_name: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -192,7 +192,13 @@ def _read_csv(file: Path, rows: list[list[float]], labels: list[int]) -> None:
         for row in reader:
             try:
                 numbers = [float(cell) for cell in row]
-                labels.append(int(numbers.pop(label_at)))
+                labels.append(_whole(numbers.pop(label_at)))
             except (ValueError, IndexError) as error:
                 raise DatasetUnavailable(f"{file}, line {reader.line_num}: {error}") from error
             rows.append(numbers)
+
+
+def _whole(label: float) -> int:
+    if not label.is_integer():
+        raise ValueError(f"the label {label} is not a whole number")
+    return int(label)

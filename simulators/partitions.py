@@ -21,7 +21,7 @@ Labels = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Partition = list[npt.NDArray[np.int64]]
 """Per device, the sorted positions of its examples."""
 
-_MAX_DIRICHLET_DRAWS = 1000
+_MAX_DIRICHLET_DRAWS = 100
 
 
 def partition_iid(num_examples: int, num_devices: int, *, seed: int) -> Partition:

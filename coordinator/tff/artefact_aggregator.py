@@ -49,9 +49,7 @@ class ArtefactAggregator:
         check_tensors(initial_weights, self.artefact.weights)
         leaves = tuple(map(to_leaf, GraphFunction(self.artefact.initialize)()))
         num_weights = len(initial_weights)
-        return ServerState(
-            num_commits=0, num_weights=num_weights, leaves=(*initial_weights, *leaves[num_weights:])
-        )
+        return ServerState(num_commits=0, num_weights=num_weights, leaves=(*initial_weights, *leaves[num_weights:]))
 
     def weights(self, state: ServerState) -> Tensors:
         """The global model in a state."""

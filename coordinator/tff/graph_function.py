@@ -38,7 +38,7 @@ class GraphFunction:
         feeds = [element(name) for name in graph.feeds]
         self.pruned: Callable[..., Sequence[Any]] = wrapped.prune(feeds, [element(name) for name in graph.fetches])
         self.signature = [tf.TensorSpec(feed.shape, feed.dtype) for feed in feeds]
-        self._function = tf.function(lambda *leaves: self.pruned(*leaves), input_signature=self.signature).get_concrete_function()
+        self._function = tf.function(self.pruned, input_signature=self.signature).get_concrete_function()
 
     def __call__(self, *leaves: Any) -> tuple[Any, ...]:
         """Runs the graph.

@@ -37,7 +37,9 @@ def compiled_graph(computation: tff.Computation) -> CompiledGraph:
     graph.graph_def.Unpack(graph_def)
     feeds = tuple(_tensor_names(graph.parameter)) if graph.HasField("parameter") else ()
     return CompiledGraph(
-        graph_def=graph_def.SerializeToString(deterministic=True), feeds=feeds, fetches=tuple(_tensor_names(graph.result))
+        graph_def=graph_def.SerializeToString(deterministic=True),
+        feeds=feeds,
+        fetches=tuple(_tensor_names(graph.result)),
     )
 
 

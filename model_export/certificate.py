@@ -1,0 +1,84 @@
+"""The parity certificate: what was exported, and how far it is from Keras."""
+
+import msgspec
+
+__all__ = ["Certificate", "CheckedCase", "Tolerances", "decode_certificate", "encode_certificate"]
+
+
+class Tolerances(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far LiteRT may be from Keras; see ``CheckedCase`` for what each error is."""
+
+    loss: float = 1e-5
+    gradient: float = 1e-5
+    weight: float = 1e-5
+    output: float = 1e-5
+
+
+class CheckedCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One comparison from equal weights."""
+
+    name: str
+    num_examples: int
+    """Examples that count, of the batch."""
+    num_steps: int
+    """Optimizer steps between equal weights and the comparison of weights."""
+    loss_error: float
+    """Largest difference of the mean losses of ``train`` and ``evaluate``, relative to max(1, loss)."""
+    gradient_error: float
+    """Largest difference in any gradient tensor, relative to that tensor's largest value (but to no less than a
+    thousandth of the model's)."""
+    weight_error: float
+    """Largest absolute difference of the weights after ``num_steps`` steps at the plan's learning rate."""
+    output_error: float
+    """Largest absolute difference of ``infer``'s outputs, relative to max(1, largest output)."""
+    num_correct_difference: float
+    """Difference of the numbers of right answers; must be 0."""
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was exported and what was checked, once, on the exporting machine."""
+
+    contract_version: int
+    model_sha256: str
+    plan_sha256: str
+    checkpoint_sha256: str
+    model_bytes: int
+    plan_bytes: int
+    checkpoint_bytes: int
+    num_parameters: int
+    op_counts: dict[str, int]
+    """TFLite builtin op -> how often it occurs, over all signatures. No Flex and no custom op."""
+    tolerances: Tolerances
+    cases: tuple[CheckedCase, ...]
+    num_steps_compared: int
+    """Optimizer steps whose resulting weights were compared."""
+    max_loss_error: float
+    max_gradient_error: float
+    max_weight_error: float
+    max_output_error: float
+    gradient_probe_learning_rate: float
+    """Gradients are read from LiteRT as (weights before - weights after) / this, for one step from equal weights."""
+    num_redrawn_examples: int
+    """Check examples replaced because Keras's own gradient jumps there when its weights move by a rounding."""
+    num_kept_jumpy_examples: int
+    """Such examples that were kept, because redrawing did not end; they make a refusal likelier, never a pass."""
+    versions: dict[str, str]
+    """keras, tensorflow, ai-edge-litert, numpy."""
+    scope: str = (
+        "Single steps from equal weights. Longer runs of any two float32 implementations drift apart at the first "
+        "ReLU or max-pool whose inputs tie within a rounding."
+    )
+
+
+def encode_certificate(certificate: Certificate) -> bytes:
+    """Indented JSON: people read it."""
+    return msgspec.json.format(msgspec.json.encode(certificate), indent=2) + b"\n"
+
+
+def decode_certificate(data: bytes) -> Certificate:
+    """Reads a certificate.
+
+    Raises:
+        msgspec.DecodeError: Not a certificate.
+    """
+    return msgspec.json.decode(data, type=Certificate)

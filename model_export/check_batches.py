@@ -1,0 +1,87 @@
+"""Batches on which an exported file is compared with Keras: what real data does and random data does not.
+
+Each kind has its reason. ``random``: every path is taken. ``flat``: windows whose values tie, as on any image with a
+plain background; a max-pool gradient that is wrong on ties is right on random data. ``partial``: fewer real examples
+than the batch holds; the padding carries garbage, to prove that weight 0 hides it.
+"""
+
+import dataclasses
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from model_export.operations import ModelGraph
+
+__all__ = ["KINDS", "BatchKind", "CheckBatch", "draw_batch"]
+
+BatchKind: TypeAlias = Literal["random", "flat", "partial"]
+KINDS: Final[tuple[BatchKind, ...]] = ("random", "flat", "partial")
+
+_MAX_DISTINCT = 32
+"""Distinct examples of a batch; a larger batch repeats them, so that a check costs the same at any batch size."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CheckBatch:
+    """One batch of B examples, of which the first ``num_examples`` count."""
+
+    x: npt.NDArray[np.float32]
+    """[B, ...]."""
+    labels: npt.NDArray[np.int32]
+    """[B]."""
+    tickets: npt.NDArray[np.int32]
+    """[B] dropout tickets."""
+    num_examples: int
+
+    @property
+    def example_weight(self) -> npt.NDArray[np.float32]:
+        """[B]: 1 for the examples that count, 0 for padding."""
+        return (np.arange(len(self.x)) < self.num_examples).astype(np.float32)
+
+    def take(self, positions: npt.NDArray[np.int64]) -> "CheckBatch":
+        """The examples at ``positions``, all of which count."""
+        return CheckBatch(
+            x=self.x[positions],
+            labels=self.labels[positions],
+            tickets=self.tickets[positions],
+            num_examples=len(positions),
+        )
+
+    def real_examples(self) -> "CheckBatch":
+        """The batch without its padding."""
+        return self.take(np.arange(self.num_examples))
+
+
+def draw_batch(kind: BatchKind, graph: ModelGraph, batch_size: int, rng: np.random.Generator) -> CheckBatch:
+    """Draws a batch of a kind."""
+    distinct = min(batch_size, _MAX_DISTINCT)
+    x = _flat_examples(graph, distinct, rng) if kind == "flat" else _random_examples(graph, distinct, rng)
+    drawn = CheckBatch(
+        x=x,
+        labels=rng.integers(0, graph.num_classes, distinct).astype(np.int32),
+        tickets=rng.integers(0, 2**31, distinct).astype(np.int32),
+        num_examples=distinct,
+    )
+    repeated = drawn.take(np.arange(batch_size) % distinct)
+    num_examples = max(1, batch_size * 3 // 4) if kind == "partial" else batch_size
+    return dataclasses.replace(repeated, num_examples=num_examples)
+
+
+def _random_examples(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    return rng.standard_normal((count, *graph.input_shape)).astype(np.float32)
+
+
+def _flat_examples(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Constant background with a constant box, and for inputs that are no images few distinct values."""
+    shape = (count, *graph.input_shape)
+    image_rank = 4  # [batch, height, width, channels]
+    if len(shape) != image_rank:
+        return rng.integers(0, 3, shape).astype(np.float32) / 2
+    x = np.zeros(shape, np.float32)
+    x += rng.choice(np.array([0.0, 0.5], np.float32), (count, 1, 1, 1))
+    height, width = shape[1:3]
+    for image in x:
+        top, left = rng.integers(0, max(height // 2, 1)), rng.integers(0, max(width // 2, 1))
+        image[top : top + height // 2, left : left + width // 2] = rng.choice(np.array([0.25, 1.0], np.float32))
+    return x

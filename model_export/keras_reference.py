@@ -1,0 +1,102 @@
+"""What Keras itself computes: the yardstick of the parity check.
+
+The reference is a clone of the model made of Keras's own layers, run and differentiated by TensorFlow in a
+``tf.function``, as ``fit`` does; none of the lowerings is used. Only Dropout is replaced, by a layer that multiplies
+with the masks of ``dropout_mask_array``: Keras's own masks come from a random-number op that no TFLite file can match.
+For a model that ends in softmax Keras reads the loss from the logits (``keras.backend.sparse_categorical_crossentropy``
+finds the softmax op behind the output), so nothing is clipped at 1e-7; the exported file does the same.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from model_export.check_batches import CheckBatch
+from model_export.dropout import dropout_mask_array
+from model_export.operations import ModelGraph
+
+__all__ = ["KerasReference"]
+
+_Weights = tuple[npt.NDArray[np.float32], ...]
+
+
+class _MaskedDropout(tf.keras.layers.Layer):
+    """Multiplies with a mask that is set from outside before each training call."""
+
+    mask: Any = None
+
+    def call(self, inputs: Any, training: bool = False) -> Any:  # noqa: FBT001, FBT002 - Keras calls it so
+        return inputs * self.mask if training else inputs
+
+
+class KerasReference:
+    """A model as Keras trains it, on batches of any size.
+
+    Args:
+        model: The Keras model; it is cloned, never changed.
+        graph: The same model, read.
+    """
+
+    def __init__(self, model: Any, graph: ModelGraph) -> None:
+        self._graph = graph
+        self._model = tf.keras.models.clone_model(model, clone_function=_clone_layer)
+        self._dropouts = [self._model.get_layer(dropout.layer_name) for dropout in graph.dropouts]
+        self._loss = tf.keras.losses.SparseCategoricalCrossentropy(
+            from_logits=not graph.ends_in_softmax, reduction=tf.keras.losses.Reduction.SUM
+        )
+        self._gradients = tf.function(self._loss_and_gradients, reduce_retracing=True)
+        self._predict = tf.function(self._loss_and_output, reduce_retracing=True)
+
+    def set_weights(self, weights: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Sets the weights, in Keras order."""
+        self._model.set_weights(list(weights))
+
+    def gradients(self, batch: CheckBatch) -> tuple[float, _Weights]:
+        """Sum of losses, and gradients of the mean loss, with dropout; ``batch`` without padding."""
+        loss_sum, gradients = self._gradients(batch.x, batch.labels, self._masks(batch))
+        return float(loss_sum), tuple(gradient.numpy() for gradient in gradients)
+
+    def evaluate(self, batch: CheckBatch) -> tuple[float, float, npt.NDArray[np.float32]]:
+        """Sum of losses, number of right answers and outputs, without dropout; ``batch`` without padding."""
+        loss_sum, output = self._predict(batch.x, batch.labels)
+        num_correct = float((np.argmax(output.numpy(), -1) == batch.labels).sum())
+        return float(loss_sum), num_correct, output.numpy()
+
+    def train(self, batches: Sequence[CheckBatch], *, learning_rate: float, momentum: float) -> _Weights:
+        """The weights after one step of ``keras.optimizers.SGD`` per batch."""
+        optimizer = tf.keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum)
+        for batch in batches:
+            _, gradients = self._gradients(batch.x, batch.labels, self._masks(batch))
+            optimizer.apply_gradients(zip(gradients, self._model.trainable_weights, strict=True))
+        return tuple(weight.numpy() for weight in self._model.trainable_weights)
+
+    def _loss_and_gradients(self, x: Any, labels: Any, masks: Sequence[Any]) -> tuple[Any, Any]:
+        for layer, mask in zip(self._dropouts, masks, strict=True):
+            layer.mask = mask
+        with tf.GradientTape() as tape:
+            loss_sum = self._loss(labels, self._model(x, training=True))
+            mean_loss = loss_sum / tf.cast(tf.shape(labels)[0], tf.float32)
+        return loss_sum, tape.gradient(mean_loss, self._model.trainable_weights)
+
+    def _loss_and_output(self, x: Any, labels: Any) -> tuple[Any, Any]:
+        output = self._model(x, training=False)
+        return self._loss(labels, output), output
+
+    def _masks(self, batch: CheckBatch) -> list[npt.NDArray[np.float32]]:
+        masks = []
+        for node in self._graph.nodes:
+            if node.operation in self._graph.dropouts:
+                dropout = self._graph.dropouts[len(masks)]
+                mask = dropout_mask_array(batch.tickets, math.prod(node.shape), dropout.index, dropout.rate)
+                masks.append(mask.reshape(len(batch.x), *node.shape))
+        return masks
+
+
+def _clone_layer(layer: Any) -> Any:
+    if isinstance(layer, tf.keras.layers.Dropout):
+        return _MaskedDropout(name=layer.name)
+    return type(layer).from_config(layer.get_config())

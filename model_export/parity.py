@@ -1,0 +1,173 @@
+"""Compares an exported file, run in LiteRT, with Keras.
+
+Every comparison starts from equal weights. Gradients are read from the file itself: one step at a learning rate so
+large that the weights' own digits do not blur the difference, ``(before - after) / learning_rate``; a power of two
+divides out exactly.
+
+Near a kink (a ReLU input or a max-pool pair that ties within a rounding) the gradient is not defined to any
+tolerance: Keras differs from Keras when its weights move by one rounding. Check examples near one are therefore
+redrawn, judged by Keras alone before LiteRT has run, and counted in the certificate.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model_export.certificate import CheckedCase, Tolerances
+from model_export.check_batches import KINDS, CheckBatch
+from model_export.errors import ParityRefused
+from model_export.example_screening import ScreenedBatches
+from model_export.keras_reference import KerasReference
+from model_export.lite_model import LiteModel
+from model_export.operations import ModelGraph
+from wire_protocol.plan import TrainingPlan
+
+__all__ = ["GRADIENT_PROBE_LEARNING_RATE", "ParityReport", "check_parity", "refuse_violations"]
+
+GRADIENT_PROBE_LEARNING_RATE: Final = 2.0**14
+_MOMENTUM_STEPS: Final = 3
+_BLUR: Final = 0.05
+_GRADIENT_FLOOR: Final = 1e-3
+
+_Weights = tuple[npt.NDArray[np.float32], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ParityReport:
+    """What was compared, and how it came out."""
+
+    cases: tuple[CheckedCase, ...]
+    num_redrawn_examples: int
+    num_kept_jumpy_examples: int
+
+
+def check_parity(
+    lite: LiteModel, reference: KerasReference, graph: ModelGraph, plan: TrainingPlan, initial: _Weights
+) -> ParityReport:
+    """Compares losses, gradients, weights after a step, and outputs.
+
+    Args:
+        lite: The exported file.
+        reference: The Keras model.
+        graph: The model, read.
+        plan: Its learning rate and momentum are those compared.
+        initial: The initial weights, in Keras order.
+    """
+    rng = np.random.default_rng(plan.seed)
+    batches = ScreenedBatches(reference, graph, plan.batch_size, rng)
+    # Zero biases would hide a wrong bias: all but the first comparison are made from blurred weights.
+    blurred = tuple(
+        (weight + _BLUR * rng.standard_normal(weight.shape)).astype(np.float32) for weight in initial
+    )
+    comparison = _Comparison(lite=lite, reference=reference, plan=plan)
+    cases = []
+    if plan.momentum:
+        drawn = [batches.draw("random", blurred) for _ in range(_MOMENTUM_STEPS)]
+        cases.append(comparison.several_steps(drawn, blurred))
+    cases.append(comparison.one_step("random, initial weights", batches.draw("random", initial), initial))
+    cases += [comparison.one_step(f"{kind}, blurred weights", batches.draw(kind, blurred), blurred) for kind in KINDS]
+    return ParityReport(
+        cases=tuple(cases),
+        num_redrawn_examples=batches.num_redrawn,
+        num_kept_jumpy_examples=batches.num_kept_jumpy,
+    )
+
+
+def refuse_violations(report: ParityReport, tolerances: Tolerances) -> None:
+    """Refuses a file that leaves Keras by more than the tolerances.
+
+    Raises:
+        ParityRefused: Names every quantity that failed, in which case, by how much.
+    """
+    violations = [
+        f"{case.name}: {quantity} off by {error:.3g}, tolerance {allowed:.3g}"
+        for case in report.cases
+        for quantity, error, allowed in (
+            ("loss", case.loss_error, tolerances.loss),
+            ("gradient", case.gradient_error, tolerances.gradient),
+            ("weights", case.weight_error, tolerances.weight),
+            ("output", case.output_error, tolerances.output),
+            ("num_correct", case.num_correct_difference, 0.0),
+        )
+        if not error <= allowed  # not the same as >: a NaN is refused
+    ]
+    if violations:
+        raise ParityRefused(tuple(violations))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Comparison:
+    lite: LiteModel
+    reference: KerasReference
+    plan: TrainingPlan
+
+    def one_step(self, name: str, batch: CheckBatch, weights: _Weights) -> CheckedCase:
+        """Compares everything for one batch; also proves that ``restore`` resets the slots."""
+        real = batch.real_examples()
+        self.reference.set_weights(weights)
+        keras_eval_loss, keras_correct, keras_output = self.reference.evaluate(real)
+        keras_loss, keras_gradients = self.reference.gradients(real)
+        self.lite.restore(weights)
+        output = self.lite.infer(batch.x)[: batch.num_examples]
+        eval_loss, num_correct, _ = self.lite.evaluate(batch)
+        train_loss, _, weight_sum = self.lite.train(batch, GRADIENT_PROBE_LEARNING_RATE)
+        after = self.lite.save()
+        gradients = [
+            (before.astype(np.float64) - moved) / GRADIENT_PROBE_LEARNING_RATE
+            for before, moved in zip(weights, after, strict=True)
+        ]
+        losses = np.array([eval_loss, train_loss]) / weight_sum
+        keras_losses = np.array([keras_eval_loss, keras_loss]) / batch.num_examples
+        return CheckedCase(
+            name=name,
+            num_examples=batch.num_examples,
+            num_steps=1,
+            loss_error=float(np.max(np.abs(losses - keras_losses) / np.maximum(1.0, keras_losses))),
+            gradient_error=gradient_error(gradients, keras_gradients),
+            weight_error=self._weight_error([batch], weights),
+            output_error=_largest_difference(output, keras_output) / max(1.0, float(np.abs(keras_output).max())),
+            num_correct_difference=abs(num_correct - keras_correct),
+        )
+
+    def several_steps(self, batches: Sequence[CheckBatch], weights: _Weights) -> CheckedCase:
+        """Compares the weights after steps without a ``restore`` between: the momentum slots' work."""
+        return CheckedCase(
+            name="momentum, blurred weights",
+            num_examples=sum(batch.num_examples for batch in batches),
+            num_steps=len(batches),
+            loss_error=0.0,
+            gradient_error=0.0,
+            weight_error=self._weight_error(batches, weights),
+            output_error=0.0,
+            num_correct_difference=0.0,
+        )
+
+    def _weight_error(self, batches: Sequence[CheckBatch], weights: _Weights) -> float:
+        self.reference.set_weights(weights)
+        expected = self.reference.train(
+            [batch.real_examples() for batch in batches],
+            learning_rate=self.plan.learning_rate,
+            momentum=self.plan.momentum,
+        )
+        self.lite.restore(weights)
+        for batch in batches:
+            self.lite.train(batch, self.plan.learning_rate)
+        return max(_largest_difference(a, b) for a, b in zip(self.lite.save(), expected, strict=True))
+
+
+def gradient_error(
+    gradients: Sequence[npt.NDArray[np.float64]], expected: Sequence[npt.NDArray[np.float32]]
+) -> float:
+    """Largest difference of any tensor relative to that tensor's largest value; see ``CheckedCase``."""
+    floor = _GRADIENT_FLOOR * max(float(np.abs(gradient).max()) for gradient in expected)
+    return max(
+        _largest_difference(got, wanted) / max(float(np.abs(wanted).max()), floor, np.finfo(np.float32).tiny)
+        for got, wanted in zip(gradients, expected, strict=True)
+    )
+
+
+def _largest_difference(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:
+    return float(np.abs(a.astype(np.float64) - b).max())
