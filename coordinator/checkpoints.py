@@ -28,7 +28,9 @@ _DIGEST_BYTES: Final = 32
 _FILE_NAME = re.compile(r"state_(\d{10})\.fwstate")
 
 StoredLeaf: TypeAlias = "np.ndarray[Any, Any] | bytes | str | float | bool | None"
-"""What a file can hold: arrays (numbers, bools, strings of bytes), bytes, and plain values (ints included)."""
+"""What a file can hold: arrays (numbers, bools, strings of bytes), bytes, and plain values (ints included).
+
+A float or a numpy scalar comes back as a 0-d array."""
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -42,7 +44,8 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shape: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
     """Of strings: the length of each; numpy's own ``S`` arrays lose zero bytes at the end."""
-    value: bool | int | float | str | None = None
+    value: bool | int | str | None = None
+    """Of a plain value. A float is an array: JSON has no infinity."""
 
 
 def encode_leaves(leaves: Sequence[tuple[str, StoredLeaf]]) -> bytes:
@@ -65,7 +68,7 @@ def encode_leaves(leaves: Sequence[tuple[str, StoredLeaf]]) -> bytes:
 def _encode_leaf(name: str, leaf: StoredLeaf) -> tuple[_Entry, bytes]:
     if isinstance(leaf, bytes):
         return _Entry(name=name, kind="bytes", num_bytes=len(leaf)), leaf
-    if leaf is None or isinstance(leaf, bool | int | float | str) and not isinstance(leaf, np.generic):
+    if leaf is None or isinstance(leaf, bool | int | str):
         return _Entry(name=name, kind="value", value=leaf), b""
     array = np.asarray(leaf)
     if array.dtype.kind in "biuf":
@@ -146,7 +149,7 @@ class CheckpointFiles:
 
     def versions(self) -> list[int]:
         """Versions in store, oldest first; whether they are whole is known when they are read."""
-        matches = map(_FILE_NAME.fullmatch, os.listdir(self._directory))
+        matches = [_FILE_NAME.fullmatch(path.name) for path in self._directory.iterdir()]
         return sorted(int(match[1]) for match in matches if match)
 
     def write(self, version: int, leaves: Sequence[tuple[str, StoredLeaf]]) -> None:
@@ -241,11 +244,9 @@ class CheckpointStore:
         if found is None:
             return None
         version, ((_, num_weights), *leaves) = found
-        arrays = [np.asarray(leaf, dtype="S") if _is_strings(leaf) else leaf for _, leaf in leaves]
-        if not isinstance(num_weights, int) or not all(isinstance(array, np.ndarray) for array in arrays):
+        arrays = [leaf for _, leaf in leaves if isinstance(leaf, np.ndarray)]
+        if not isinstance(num_weights, int) or len(arrays) != len(leaves):
             raise CheckpointDamaged(f"version {version} is no server state; was it stored by a program?")
-        return ServerState(num_commits=version, num_weights=num_weights, leaves=tuple(arrays))
-
-
-def _is_strings(leaf: StoredLeaf) -> bool:
-    return isinstance(leaf, np.ndarray) and leaf.dtype == object
+        # Strings are `S` arrays in a state; the file keeps them as objects because it must not lose zero bytes.
+        typed = (array.astype("S") if array.dtype == object else array for array in arrays)
+        return ServerState(num_commits=version, num_weights=num_weights, leaves=tuple(typed))

@@ -37,7 +37,7 @@ class RoundSchedule:
     """Which rounds to run."""
 
     num_commits: int
-    """Stop after this many committed training rounds."""
+    """Stop when the state has this many committed training rounds, those before a restart included."""
     evaluate_every: int = 0
     """A federated evaluation round after every this many commits; 0 for none."""
     max_abandoned_in_a_row: int = 10
@@ -102,7 +102,7 @@ class RoundLoop:
         self._evaluation_is_due = False
         self._abandoned_in_a_row = 0
         self.state = state
-        self.num_commits = 0
+        self.num_commits = state.num_commits
         self.is_done = False
 
     @property

@@ -15,13 +15,14 @@ from broker_link.paho_link import PahoLink
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator, ServerState
 from coordinator.aggregation_spec import AggregationSpec
+from coordinator.checkpoints import CheckpointStore
 from coordinator.fleet import FleetCoordinator
 from coordinator.round_ids import RoundIds
-from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary, StateStore
+from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.task_bundle import TaskBundle
 
-__all__ = ["ServerConfig", "open_store", "run_rounds", "start_state", "tff_aggregator"]
+__all__ = ["ServerConfig", "TaskState", "open_task_state", "run_rounds", "tff_aggregator"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_WAIT_S = 1.0
@@ -35,7 +36,7 @@ class ServerConfig:
     population: str
     policy: RoundPolicy
     schedule: RoundSchedule
-    admission: AdmissionPolicy = AdmissionPolicy()
+    admission: AdmissionPolicy
     ca_file: str | None = None
     upload_budget_bytes: int = 256 * 1024 * 1024
 
@@ -47,11 +48,30 @@ def tff_aggregator(bundle: TaskBundle, spec: AggregationSpec) -> Aggregator:
     return TffAggregator(bundle.plan.weights, spec)
 
 
-def open_store(state_dir: Path, task_id: str) -> "StateStore":
-    """The task's durable states: TFF's program state manager over fsynced files."""
-    from coordinator.tff.state_manager import CheckpointStore
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskState:
+    """What a task keeps on disk: committed states and the last round id, and where to go on from."""
 
-    return CheckpointStore(state_dir / task_id)
+    store: CheckpointStore
+    round_ids: RoundIds
+    state: ServerState
+    is_resumed: bool
+
+
+def open_task_state(state_dir: Path, bundle: TaskBundle, aggregator: Aggregator) -> TaskState:
+    """Opens a task's directory under ``state_dir``; goes on where it stopped, or starts from the bundle's weights.
+
+    Raises:
+        InvalidBundle: The file that remembers the last round id is damaged.
+        StateMismatch: The stored state is not one of this aggregator's (the aggregation settings were changed).
+    """
+    directory = state_dir / bundle.task_id
+    store = CheckpointStore(directory / "states")
+    found = store.load_latest()
+    state = aggregator.initialize(bundle.initial_weights) if found is None else found
+    aggregator.weights(state)
+    round_ids = RoundIds(directory / "last_round_id", start=state.num_commits)
+    return TaskState(store=store, round_ids=round_ids, state=state, is_resumed=found is not None)
 
 
 def run_rounds(
@@ -59,10 +79,8 @@ def run_rounds(
     *,
     bundle: TaskBundle,
     aggregator: Aggregator,
-    state: ServerState,
-    store: StateStore,
+    task: TaskState,
     on_round: Callable[[RoundSummary], None],
-    round_ids: RoundIds,
     stop: threading.Event,
 ) -> RoundLoop:
     """Runs rounds over a real broker until the schedule is done or ``stop`` is set.
@@ -71,10 +89,8 @@ def run_rounds(
         config: Broker, population, goals.
         bundle: The task.
         aggregator: Folds updates.
-        state: Where to start from.
-        store: Where committed states go.
+        task: Where to start from, and where committed states go.
         on_round: Told of each round that is over, from this thread.
-        round_ids: Numbers the rounds.
         stop: Set from anywhere to end after the message at hand.
 
     Returns:
@@ -103,11 +119,11 @@ def run_rounds(
     loop = RoundLoop(
         fleet=fleet,
         aggregator=aggregator,
-        state=state,
+        state=task.state,
         schedule=config.schedule,
-        store=store,
+        store=task.store,
         publish=lambda topic, payload, retain: link.publish(topic, payload, retain=retain),
-        round_ids=round_ids,
+        round_ids=task.round_ids,
         on_round=on_round,
     )
     link.start()

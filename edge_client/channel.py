@@ -1,7 +1,7 @@
 """One device's topics: which message comes on which, and where its own go. No I/O."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 from broker_link.link import Incoming, Will
 from edge_client.events import Publish
@@ -11,6 +11,7 @@ from wire_protocol.messages import (
     CoordinatorMessage,
     DeviceMessage,
     DeviceStatus,
+    Message,
     Piece,
     PieceList,
     Receipt,
@@ -32,10 +33,8 @@ from wire_protocol.topics import (
 
 __all__ = ["DeviceChannel"]
 
-_DownMessage = type[Assignment] | type[Refusal] | type[PieceList] | type[Piece] | type[Receipt]
-_DOWN_KINDS: Final[Mapping[str, _DownMessage]] = {
-    message_kind(kind): kind for kind in (Assignment, Refusal, PieceList, Piece, Receipt)
-}
+_DOWN_MESSAGES: Final[tuple[type[Message], ...]] = (Assignment, Refusal, PieceList, Piece, Receipt)
+_DOWN_KINDS: Final[Mapping[str, type[Message]]] = {message_kind(kind): kind for kind in _DOWN_MESSAGES}
 
 
 class DeviceChannel:
@@ -95,7 +94,7 @@ class DeviceChannel:
         if topic.startswith(self._down_prefix):
             kind = _DOWN_KINDS.get(topic[len(self._down_prefix) :])
             if kind is not None:
-                return decode_message(incoming.payload, kind)
+                return cast("CoordinatorMessage", decode_message(incoming.payload, kind))
         elif topic == self._round_topic:
             return decode_message(incoming.payload, RoundClosed)
         elif topic == self._task_topic:

@@ -86,9 +86,9 @@ class CheckIns:
         """This device can finish rounds after all."""
         self._failure_backoff.reset()
 
-    def round_failed(self, now: float) -> None:
+    def round_failed(self, now: float, *, retry_after_s: float = 0.0) -> None:
         """This device could not finish: waits longer each time, so that a misfit does not take every cohort's place."""
-        self._wait(now, max(self._failure_backoff.next_wait_s(), self._settings.min_refused_wait_s))
+        self._wait(now, max(self._failure_backoff.next_wait_s(), self._settings.min_refused_wait_s, retry_after_s))
 
     def _wait(self, now: float, wait_s: float) -> None:
         self.due_at = now + min(wait_s, self._settings.max_wait_s)

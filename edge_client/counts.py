@@ -49,3 +49,5 @@ class RoundOutcome:
     ending: RoundEnding
     reason: RejectionReason | WithdrawalReason | None = None
     """Why, if it was rejected or withdrawn."""
+    retry_after_s: float = 0.0
+    """What an accepting receipt asked."""

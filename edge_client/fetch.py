@@ -5,6 +5,7 @@ device, and a broken connection costs no piece that has arrived.
 """
 
 import collections
+import enum
 import math
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -15,7 +16,7 @@ from wire_protocol.blobs import BlobAssembler, BlobRef
 from wire_protocol.errors import BlobError
 from wire_protocol.messages import Piece, PieceList, PieceListRequest, PieceRequest
 
-__all__ = ["BlobFetcher", "FetchRequest"]
+__all__ = ["BlobFetcher", "FetchRequest", "Taken"]
 
 FetchRequest: TypeAlias = PieceListRequest | PieceRequest
 
@@ -23,8 +24,20 @@ _LIST = -1
 """Stands for the list of piece digests among the indices under way."""
 
 
+class Taken(enum.Enum):
+    """What became of a piece, or of a list of piece digests, that arrived."""
+
+    USEFUL = "useful"
+    USELESS = "useless"
+    """Of no blob that is being fetched, or here already."""
+    BAD = "bad"
+    """Does not match its hash."""
+
+
 class BlobFetcher:
-    """Fetches some blobs; give it every ``PieceList`` and ``Piece``, and send what ``requests`` returns.
+    """Fetches some blobs.
+
+    Give it every ``PieceList`` and ``Piece``, send what ``requests`` returns, and ask ``pop_blob`` for what is whole.
 
     Args:
         refs: What to fetch, most urgent first; a blob named twice is fetched once.
@@ -35,6 +48,7 @@ class BlobFetcher:
     __slots__ = (
         "_assemblers",
         "_backoff",
+        "_complete",
         "_extra_wait_s",
         "_in_flight",
         "_pending",
@@ -51,10 +65,9 @@ class BlobFetcher:
         self._pending: collections.deque[tuple[bytes, int]] = collections.deque(
             (sha256, 0 if assembler.has_piece_list else _LIST) for sha256, assembler in self._assemblers.items()
         )
+        self._complete: list[BlobAssembler] = []
         self._in_flight: set[tuple[bytes, int]] = set()
-        self._backoff = FullJitterBackoff(
-            base_s=settings.timeout_s, cap_s=settings.backoff_cap_s, uniform=uniform
-        )
+        self._backoff = FullJitterBackoff(base_s=settings.timeout_s, cap_s=settings.backoff_cap_s, uniform=uniform)
         self._extra_wait_s = 0.0
         self._quiet_until = 0.0
         self.num_bad_pieces = 0
@@ -104,48 +117,44 @@ class BlobFetcher:
         self._extra_wait_s = 0.0
         self._backoff.reset()
 
-    def take_piece_list(self, message: PieceList, now: float) -> bool:
-        """Takes a list of piece digests.
+    def take(self, message: PieceList | Piece, now: float) -> Taken:
+        """Takes a piece or a list of piece digests.
 
-        Returns:
-            Whether it was of use. A list that does not match its reference is counted and asked for again when due.
+        What is bad is counted, and asked for again when its time is up: at once would be a loop that a forger drives.
         """
         assembler = self._assemblers.get(message.sha256)
-        if assembler is None or assembler.has_piece_list:
-            return False
+        if assembler is None or assembler.is_complete:
+            return Taken.USELESS
         try:
-            assembler.set_piece_list(message.digests)
+            if isinstance(message, Piece):
+                is_new = assembler.add(message.index, message.data)
+                key = (message.sha256, message.index)
+            else:
+                is_new = not assembler.has_piece_list
+                assembler.set_piece_list(message.digests)
+                key = (message.sha256, _LIST)
         except BlobError:
             self.num_bad_pieces += 1
-            return False
-        self._progressed((message.sha256, _LIST), now)
-        self._pending.extend((message.sha256, index) for index in range(assembler.ref.num_pieces))
-        return True
+            return Taken.BAD
+        if not is_new:
+            return Taken.USELESS
+        self._progressed(key, now)
+        if isinstance(message, PieceList):
+            self._pending.extend((message.sha256, index) for index in range(assembler.ref.num_pieces))
+        elif assembler.is_complete:
+            self._complete.append(assembler)
+        return Taken.USEFUL
 
-    def take_piece(self, message: Piece, now: float) -> tuple[BlobRef, bytes] | None:
-        """Takes a piece.
-
-        Returns:
-            The blob, if this was its last piece; otherwise None. A piece of no use is dropped; one that does not
-            match its hash is counted, and asked for again when its time is up (at once would be a loop that a
-            forger drives).
+    def pop_blob(self) -> tuple[BlobRef, bytes] | None:
+        """A blob whose last piece has come; each is handed out once.
 
         Raises:
-            BlobError: All pieces match their hashes and the whole does not: this reference can never be fetched.
+            BlobError: Every piece matches its hash and the whole does not: this reference can never be fetched.
         """
-        assembler = self._assemblers.get(message.sha256)
-        if assembler is None:
+        if not self._complete:
             return None
-        try:
-            is_new = assembler.add(message.index, message.data)
-        except BlobError:
-            self.num_bad_pieces += 1
-            return None
-        if is_new:
-            self._progressed((message.sha256, message.index), now)
-        if not assembler.is_complete:
-            return None
-        del self._assemblers[message.sha256]
+        assembler = self._complete.pop()
+        del self._assemblers[assembler.ref.sha256]
         return assembler.ref, assembler.result()
 
     def _progressed(self, key: tuple[bytes, int], now: float) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,7 @@ class ArrayExamples:
     """
 
     def __init__(
-        self, *, x: npt.NDArray[np.float32] | npt.NDArray[np.uint8], y: npt.NDArray[np.integer], scale: float = 1.0
+        self, *, x: npt.NDArray[np.float32] | npt.NDArray[np.uint8], y: npt.NDArray[np.integer[Any]], scale: float = 1.0
     ) -> None:
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
             raise ExampleMismatch(f"labels must be a vector of integers, not {y.dtype} {y.shape}")

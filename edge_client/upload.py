@@ -10,12 +10,38 @@ from typing import TypeAlias
 
 from broker_link.backoff import FullJitterBackoff
 from edge_client.settings import UploadSettings
-from wire_protocol.blobs import SplitBlob
-from wire_protocol.messages import Piece, Receipt, ReceiptStatus, Report
+from edge_client.training import TrainingResult
+from wire_protocol.blobs import SplitBlob, split_blob
+from wire_protocol.messages import Assignment, Piece, Receipt, ReceiptStatus, Report
+from wire_protocol.tensors import encode_tensors
 
-__all__ = ["ReportUpload", "UploadMessage"]
+__all__ = ["ReportUpload", "UploadMessage", "make_report"]
 
 UploadMessage: TypeAlias = Report | Piece
+
+
+def make_report(assignment: Assignment, result: TrainingResult, *, piece_bytes: int) -> tuple[Report, SplitBlob | None]:
+    """Fixes the bytes of a report.
+
+    Returns:
+        The report, and the update that it announces; None if the result has none.
+
+    Raises:
+        BlobError: The update has too many pieces of this size.
+    """
+    update = None
+    if result.model_delta is not None:
+        update = split_blob(encode_tensors(result.model_delta), piece_bytes=piece_bytes)
+    report = Report(
+        round_id=assignment.round_id,
+        nonce=assignment.nonce,
+        update=update.ref if update is not None else None,
+        piece_digests=update.piece_digests if update is not None and update.ref.num_pieces > 1 else b"",
+        num_examples=result.num_examples,
+        aggregation_weight=result.aggregation_weight,
+        metrics=result.metrics,
+    )
+    return report, update
 
 
 class ReportUpload:
@@ -62,8 +88,8 @@ class ReportUpload:
         if self._is_report_due or not self._queue:
             due.append(self.report)
             self._is_report_due = False
-        for _ in range(min(len(self._queue), self._settings.pieces_per_burst)):
-            due.append(self._piece(self._queue.popleft()))
+        burst = min(len(self._queue), self._settings.pieces_per_burst)
+        due.extend(self._piece(self._queue.popleft()) for _ in range(burst))
         if self._queue:
             self._next_at = now + self._settings.burst_interval_s
         else:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from model_export.operations import ModelGraph
 
-__all__ = ["KINDS", "BatchKind", "CheckBatch", "draw_batch"]
+__all__ = ["KINDS", "BatchKind", "CheckBatch", "draw_batch", "num_distinct"]
 
 BatchKind: TypeAlias = Literal["random", "flat", "partial"]
 KINDS: Final[tuple[BatchKind, ...]] = ("random", "flat", "partial")
@@ -53,9 +53,14 @@ class CheckBatch:
         return self.take(np.arange(self.num_examples))
 
 
+def num_distinct(batch_size: int) -> int:
+    """How many different examples a check batch holds; example ``i`` repeats example ``i % num_distinct``."""
+    return min(batch_size, _MAX_DISTINCT)
+
+
 def draw_batch(kind: BatchKind, graph: ModelGraph, batch_size: int, rng: np.random.Generator) -> CheckBatch:
     """Draws a batch of a kind."""
-    distinct = min(batch_size, _MAX_DISTINCT)
+    distinct = num_distinct(batch_size)
     x = _flat_examples(graph, distinct, rng) if kind == "flat" else _random_examples(graph, distinct, rng)
     drawn = CheckBatch(
         x=x,

@@ -5,10 +5,19 @@ ExportError
 │   └── UnsupportedLayer     one layer, or one option of it; names the layer and what to use instead
 ├── UnsupportedOp            the converted file holds a Flex or custom op: a bug of a lowering, never the user's
 ├── ParityRefused            the converted file computes something else than Keras; carries the report
+├── NotABundle               the output directory holds other files, which a new bundle would replace
 └── UnreadableModel          the file named on the command line is not a Keras model
 """
 
-__all__ = ["ExportError", "ParityRefused", "UnreadableModel", "UnsupportedLayer", "UnsupportedModel", "UnsupportedOp"]
+__all__ = [
+    "ExportError",
+    "NotABundle",
+    "ParityRefused",
+    "UnreadableModel",
+    "UnsupportedLayer",
+    "UnsupportedModel",
+    "UnsupportedOp",
+]
 
 
 class ExportError(Exception):
@@ -38,6 +47,10 @@ class UnsupportedLayer(UnsupportedModel):
 
 class UnsupportedOp(ExportError):
     """The converted file holds an op that is not a TFLite builtin."""
+
+
+class NotABundle(ExportError):
+    """The output directory holds files that are no bundle's."""
 
 
 class UnreadableModel(ExportError):

@@ -1,9 +1,11 @@
 """Draws check examples at which Keras's own gradient is stable; see ``parity`` for why."""
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 
-from model_export.check_batches import BatchKind, CheckBatch, draw_batch
+from model_export.check_batches import BatchKind, CheckBatch, draw_batch, num_distinct
 from model_export.keras_reference import KerasReference
 from model_export.operations import ModelGraph
 
@@ -51,3 +53,48 @@ class ScreenedBatches:
             batch = _replace(batch, fresh, jumpy)
         self.num_kept_jumpy += int(self._jumpy_examples(batch, weights).sum())
         return batch
+
+    def _jumpy_examples(self, batch: CheckBatch, weights: _Weights) -> npt.NDArray[np.bool_]:
+        """[B] whether an example's gradient jumps; repeated examples are judged once."""
+        distinct = num_distinct(len(batch.x))
+        base = self._gradients(batch, weights, distinct)
+        jumpy = np.zeros(distinct, np.bool_)
+        for _ in range(_NUM_DIRECTIONS):
+            nudges = [_nudge(weight, self._rng) for weight in weights]
+            # Both signs: whichever way a near tie leans, one of them tips it.
+            for sign in (np.float32(1), np.float32(-1)):
+                moved = tuple(weight + sign * nudge for weight, nudge in zip(weights, nudges, strict=True))
+                jumpy |= _has_jumped(base, self._gradients(batch, moved, distinct))
+        repeated: npt.NDArray[np.bool_] = jumpy[np.arange(len(batch.x)) % distinct]
+        return repeated
+
+    def _gradients(self, batch: CheckBatch, weights: _Weights, distinct: int) -> list[_Weights]:
+        self._reference.set_weights(weights)
+        return [self._reference.gradients(batch.take(np.array([index])))[1] for index in range(distinct)]
+
+
+def _nudge(weight: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    signs = rng.integers(0, 2, weight.shape) * 2 - 1
+    return (signs * _NUDGE * np.sqrt(np.mean(weight.astype(np.float64) ** 2))).astype(np.float32)
+
+
+def _has_jumped(base: list[_Weights], moved: list[_Weights]) -> npt.NDArray[np.bool_]:
+    """Per example, whether some gradient tensor differs by more than ``_JUMP`` of the example's largest gradient."""
+    jumped = []
+    for before, after in zip(base, moved, strict=True):
+        scale = max(float(np.abs(gradient).max()) for gradient in before)
+        change = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
+        jumped.append(change > _JUMP * scale)
+    return np.array(jumped, np.bool_)
+
+
+def _replace(batch: CheckBatch, fresh: CheckBatch, where: npt.NDArray[np.bool_]) -> CheckBatch:
+    """``batch`` with the examples at ``where`` taken from ``fresh``."""
+    x = batch.x.copy()
+    x[where] = fresh.x[where]
+    return dataclasses.replace(
+        batch,
+        x=x,
+        labels=np.where(where, fresh.labels, batch.labels),
+        tickets=np.where(where, fresh.tickets, batch.tickets),
+    )

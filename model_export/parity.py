@@ -65,8 +65,7 @@ def check_parity(
     comparison = _Comparison(lite=lite, reference=reference, plan=plan)
     cases = []
     if plan.momentum:
-        drawn = [batches.draw("random", blurred) for _ in range(_MOMENTUM_STEPS)]
-        cases.append(comparison.several_steps(drawn, blurred))
+        cases.append(comparison.several_steps(batches, blurred))
     cases.append(comparison.one_step("random, initial weights", batches.draw("random", initial), initial))
     cases += [comparison.one_step(f"{kind}, blurred weights", batches.draw(kind, blurred), blurred) for kind in KINDS]
     return ParityReport(
@@ -132,30 +131,39 @@ class _Comparison:
             num_correct_difference=abs(num_correct - keras_correct),
         )
 
-    def several_steps(self, batches: Sequence[CheckBatch], weights: _Weights) -> CheckedCase:
+    def several_steps(self, batches: ScreenedBatches, weights: _Weights) -> CheckedCase:
         """Compares the weights after steps without a ``restore`` between: the momentum slots' work."""
+        drawn: list[CheckBatch] = []
+        reached = weights
+        for _ in range(_MOMENTUM_STEPS):
+            # Each batch is screened where it will be used.
+            drawn.append(batches.draw("random", reached))
+            reached = self._keras_steps(drawn, weights)
         return CheckedCase(
             name="momentum, blurred weights",
-            num_examples=sum(batch.num_examples for batch in batches),
-            num_steps=len(batches),
+            num_examples=sum(batch.num_examples for batch in drawn),
+            num_steps=len(drawn),
             loss_error=0.0,
             gradient_error=0.0,
-            weight_error=self._weight_error(batches, weights),
+            weight_error=self._weight_error(drawn, weights),
             output_error=0.0,
             num_correct_difference=0.0,
         )
 
     def _weight_error(self, batches: Sequence[CheckBatch], weights: _Weights) -> float:
-        self.reference.set_weights(weights)
-        expected = self.reference.train(
-            [batch.real_examples() for batch in batches],
-            learning_rate=self.plan.learning_rate,
-            momentum=self.plan.momentum,
-        )
+        expected = self._keras_steps(batches, weights)
         self.lite.restore(weights)
         for batch in batches:
             self.lite.train(batch, self.plan.learning_rate)
         return max(_largest_difference(a, b) for a, b in zip(self.lite.save(), expected, strict=True))
+
+    def _keras_steps(self, batches: Sequence[CheckBatch], weights: _Weights) -> _Weights:
+        self.reference.set_weights(weights)
+        return self.reference.train(
+            [batch.real_examples() for batch in batches],
+            learning_rate=self.plan.learning_rate,
+            momentum=self.plan.momentum,
+        )
 
 
 def gradient_error(

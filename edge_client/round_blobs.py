@@ -1,0 +1,125 @@
+"""Plan, model and checkpoint of one assignment: found here or fetched, then made into a job. No I/O."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from edge_client.fetch import BlobFetcher, FetchRequest, Taken
+from edge_client.settings import FetchSettings
+from edge_client.training import TrainingJob
+from wire_protocol.blobs import BlobRef
+from wire_protocol.messages import Assignment, Piece, PieceList
+from wire_protocol.plan import TrainingPlan, decode_plan
+from wire_protocol.tensors import decode_tensors
+
+__all__ = ["BlobReader", "PlanReader", "RoundBlobs"]
+
+
+class BlobReader(Protocol):
+    """Where blobs may already be: a ``FileBlobStore`` on a device, a plain dict in a simulated fleet."""
+
+    def get(self, sha256: bytes, /) -> bytes | None:
+        """The blob of this hash, or None if it is not here."""
+
+
+class PlanReader:
+    """Decodes the plan of each round, and remembers the last one: it seldom changes."""
+
+    __slots__ = ("_plan", "_sha256")
+
+    def __init__(self) -> None:
+        self._sha256 = b""
+        self._plan: TrainingPlan | None = None
+
+    def read(self, sha256: bytes, data: bytes) -> TrainingPlan:
+        """The plan in ``data``, whose hash is ``sha256``.
+
+        Raises:
+            WireError: It is no plan.
+        """
+        if self._plan is None or self._sha256 != sha256:
+            self._plan = decode_plan(data)
+            self._sha256 = sha256
+        return self._plan
+
+
+class RoundBlobs:
+    """What an assignment needs.
+
+    Args:
+        assignment: Names the blobs.
+        reader: Where to look before fetching.
+        settings: Window and waiting times of the fetch.
+        uniform: ``uniform(low, high)`` for its jitter.
+    """
+
+    __slots__ = ("_assignment", "_blobs", "_fetcher")
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        *,
+        reader: BlobReader,
+        settings: FetchSettings,
+        uniform: Callable[[float, float], float],
+    ) -> None:
+        self._assignment = assignment
+        self._blobs: dict[bytes, bytes] = {}
+        lacking: list[BlobRef] = []
+        for ref in (assignment.plan, assignment.model, assignment.checkpoint):
+            data = reader.get(ref.sha256)
+            if data is None:
+                lacking.append(ref)
+            else:
+                self._blobs[ref.sha256] = data
+        self._fetcher = BlobFetcher(lacking, settings=settings, uniform=uniform) if lacking else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything is at hand."""
+        return self._fetcher is None or self._fetcher.is_done
+
+    def next_wakeup(self) -> float:
+        """When ``requests`` is due: 0 is at once, infinity never."""
+        return math.inf if self._fetcher is None else self._fetcher.next_wakeup()
+
+    def requests(self, now: float) -> Sequence[FetchRequest]:
+        """What to ask the coordinator for now."""
+        return () if self._fetcher is None else self._fetcher.requests(now)
+
+    def reconnect(self) -> None:
+        """After a new connection: ask again for what was under way."""
+        if self._fetcher is not None:
+            self._fetcher.reconnect()
+
+    def take(self, message: Piece | PieceList, now: float) -> Taken:
+        """Takes a piece or a list of piece digests."""
+        return Taken.USELESS if self._fetcher is None else self._fetcher.take(message, now)
+
+    def pop_blob(self) -> tuple[BlobRef, bytes] | None:
+        """A blob that has just become whole, to be saved; it is kept here too.
+
+        Raises:
+            BlobError: The reference contradicts itself and can never be fetched.
+        """
+        fetched = self._fetcher.pop_blob() if self._fetcher is not None else None
+        if fetched is not None:
+            self._blobs[fetched[0].sha256] = fetched[1]
+        return fetched
+
+    def make_job(self, plans: PlanReader, *, device_id: str) -> TrainingJob:
+        """The job, when ``is_ready``.
+
+        Raises:
+            WireError: The plan is none, or the checkpoint is not what the plan says.
+        """
+        assignment = self._assignment
+        plan = plans.read(assignment.plan.sha256, self._blobs[assignment.plan.sha256])
+        return TrainingJob(
+            kind=assignment.kind,
+            plan=plan,
+            model=self._blobs[assignment.model.sha256],
+            checkpoint=decode_tensors(self._blobs[assignment.checkpoint.sha256], plan.weights),
+            round_id=assignment.round_id,
+            device_id=device_id,
+        )

@@ -1,0 +1,160 @@
+"""`flockwise coordinator`: run the coordinator of a fleet."""
+
+import dataclasses
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker_link.errors import LinkError
+from coordinator.errors import CoordinatorError
+from flockwise.reporting import one_line_errors, print_json
+
+__all__ = ["coordinator"]
+
+_GAVE_UP = 3
+_STOPPED = 4
+
+
+@click.group()
+def coordinator() -> None:
+    """Run the coordinator of a fleet."""
+
+
+@coordinator.command()
+@click.option("--task", "task_dir", type=click.Path(path_type=Path), required=True, help="Bundle of flockwise export.")
+@click.option(
+    "--broker", default="embedded", show_default=True, help="embedded, mosquitto, mqtt://host:port or mqtts://"
+)
+@click.option("--ca-file", type=click.Path(exists=True), help="CA to trust for mqtts://.")
+@click.option("--population", required=True, help="Name of the population.")
+@click.option("--state-dir", type=click.Path(path_type=Path), required=True, help="Where states are kept.")
+@click.option("--rounds", type=click.IntRange(1), required=True, help="Training rounds to commit before ending.")
+@click.option("--report-goal", type=click.IntRange(1), required=True, help="Reports that are enough for a round.")
+@click.option(
+    "--min-reports", type=click.IntRange(1), help="Fewer at the deadline abandon it. [default: half the goal]"
+)
+@click.option("--over-selection", type=float, default=1.3, show_default=True, help="Cohort size / report goal.")
+@click.option("--selection-timeout-s", type=float, default=60.0, show_default=True)
+@click.option("--report-timeout-s", type=float, default=600.0, show_default=True)
+@click.option("--evaluate-every", type=click.IntRange(0), default=0, show_default=True, help="Commits per evaluation.")
+@click.option(
+    "--server-optimizer",
+    default="sgd",
+    show_default=True,
+    type=click.Choice(["sgd", "momentum", "adam", "adagrad", "yogi"]),
+)
+@click.option("--server-learning-rate", type=float, default=1.0, show_default=True)
+@click.option("--clipping", type=click.Choice(["none", "fixed", "adaptive"]), default="none", show_default=True)
+@click.option("--clipping-norm", type=float, help="With --clipping fixed.")
+@click.option("--max-update-norm", type=float, default=float("inf"), help="Reject updates with a larger L2 norm.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per round on standard output.")
+@click.option("--dry-run", is_flag=True, help="Check the settings and the bundle, say what would run, and end.")
+@one_line_errors(CoordinatorError, LinkError, ValueError)
+def serve(**options: Any) -> None:
+    """Run rounds over a broker until enough are committed. Goes on where it stopped if started again.
+
+    Exit codes: 0 all rounds committed, 1 failed, 2 wrong usage, 3 gave up after too many abandoned rounds, 4 stopped
+    by a signal before the end.
+
+    Example: flockwise coordinator serve --task bundle --broker mqtt://127.0.0.1:1883 --population digits
+    --state-dir state --report-goal 10 --rounds 50
+    """
+    sys.exit(_serve(options))
+
+
+def _serve(options: dict[str, Any]) -> int:
+    from coordinator.aggregation_spec import AggregationSpec
+    from coordinator.broker_choice import broker_at
+    from coordinator.server import open_task_state, run_rounds, tff_aggregator
+    from coordinator.task_bundle import read_task_bundle
+
+    bundle = read_task_bundle(options["task_dir"])
+    spec = AggregationSpec(
+        server_optimizer=options["server_optimizer"],
+        server_learning_rate=options["server_learning_rate"],
+        clipping=options["clipping"],
+        clipping_norm=options["clipping_norm"],
+    )
+    config = _server_config(options, broker_url="mqtt://127.0.0.1")
+    if options["dry_run"]:
+        print_json(
+            {
+                "task_id": bundle.task_id,
+                "num_parameters": bundle.plan.num_parameters,
+                "would_run": True,
+                "cohort_size": config.policy.cohort_size,
+                "rounds": options["rounds"],
+            }
+        )
+        return 0
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with broker_at(options["broker"]) as url:
+        click.echo(f"coordinator task={bundle.task_id} broker={url} compiling the aggregation ...", err=True)
+        aggregator = tff_aggregator(bundle, spec)
+        task = open_task_state(options["state_dir"], bundle, aggregator)
+        click.echo(f"coordinator ready commits={task.state.num_commits}", err=True)
+        config = dataclasses.replace(config, broker_url=url)
+        show = _print_round_json if options["as_json"] else _print_round_line
+        loop = run_rounds(config, bundle=bundle, aggregator=aggregator, task=task, on_round=show, stop=stop)
+    if loop.gave_up:
+        return _GAVE_UP
+    return 0 if loop.is_done else _STOPPED
+
+
+def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:
+    from coordinator.admission import AdmissionPolicy
+    from coordinator.round_loop import RoundSchedule
+    from coordinator.round_policy import RoundPolicy
+    from coordinator.server import ServerConfig
+
+    goal = options["report_goal"]
+    return ServerConfig(
+        broker_url=broker_url,
+        population=options["population"],
+        policy=RoundPolicy(
+            report_goal=goal,
+            min_reports=options["min_reports"] or max(1, goal // 2),
+            over_selection=options["over_selection"],
+            selection_timeout_s=options["selection_timeout_s"],
+            report_timeout_s=options["report_timeout_s"],
+        ),
+        schedule=RoundSchedule(num_commits=options["rounds"], evaluate_every=options["evaluate_every"]),
+        admission=AdmissionPolicy(max_update_norm=options["max_update_norm"]),
+        ca_file=options["ca_file"],
+    )
+
+
+def _round_values(summary: Any) -> dict[str, Any]:
+    return {
+        "round_id": summary.round_id,
+        "kind": summary.kind.value,
+        "state": summary.state.value,
+        "abandon_reason": summary.abandon_reason,
+        "num_assigned": summary.num_assigned,
+        "num_reports": summary.num_reports,
+        "metrics": dict(summary.metrics),
+        "duration_s": round(summary.duration_s, 3),
+        "num_commits": summary.num_commits,
+    }
+
+
+def _print_round_json(summary: Any) -> None:
+    click.echo(json.dumps(_round_values(summary)))
+    sys.stdout.flush()
+
+
+def _print_round_line(summary: Any) -> None:
+    metrics = " ".join(f"{name}={value:.4g}" for name, value in summary.metrics.items())
+    click.echo(
+        f"round {summary.round_id} {summary.kind.value} {summary.state.value} "
+        f"reports={summary.num_reports}/{summary.num_assigned} in {summary.duration_s:.1f} s {metrics}"
+    )

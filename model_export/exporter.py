@@ -1,0 +1,121 @@
+"""Exports a Keras model: conversion, parity check, bundle."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from model_export.bundle import Bundle, refuse_other_files, write_bundle
+from model_export.certificate import Certificate, Tolerances, encode_certificate
+from model_export.conversion import convert, count_ops
+from model_export.keras_graph import read_graph
+from model_export.keras_reference import KerasReference
+from model_export.lite_model import LiteModel
+from model_export.parity import GRADIENT_PROBE_LEARNING_RATE, ParityReport, check_parity, refuse_violations
+from model_export.plans import plan_for_graph
+from model_export.train_step import TrainStep
+from wire_protocol.model_contract import CONTRACT_VERSION
+from wire_protocol.plan import TrainingPlan, encode_plan
+from wire_protocol.tensors import encode_tensors
+
+__all__ = ["ExportResult", "build_export", "export_model"]
+
+_REPORTED_PACKAGES = ("ai-edge-litert", "keras", "numpy", "tensorflow")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ExportResult:
+    """What was exported."""
+
+    plan: TrainingPlan
+    certificate: Certificate
+    bundle: Bundle
+
+
+def export_model(
+    model: Any,
+    *,
+    out_dir: pathlib.Path,
+    on_stage: Callable[[str], None] = lambda _: None,
+    tolerances: Tolerances | None = None,
+    **plan_fields: Any,
+) -> ExportResult:
+    """Exports a Keras model as a bundle: model file, plan, initial checkpoint, parity certificate.
+
+    Args:
+        model: A Keras classifier, Sequential or functional.
+        out_dir: Where to write; an earlier bundle there is replaced.
+        on_stage: Called with the name of each stage as it begins.
+        tolerances: How far LiteRT may be from Keras; the defaults of ``Tolerances`` if not given.
+        **plan_fields: ``batch_size`` and ``learning_rate``, and optionally ``momentum``, ``num_epochs``,
+            ``max_steps``, ``min_examples`` and ``seed``; see ``TrainingPlan``.
+
+    Raises:
+        NotABundle: ``out_dir`` holds other files.
+        UnsupportedModel: The model, or one of its layers, cannot be exported.
+        UnsupportedOp: The conversion needed an op that is no TFLite builtin.
+        ParityRefused: The file does not compute what Keras computes. In all four cases nothing is written.
+        MalformedMessage: A plan field is out of its range (``wire_protocol.errors``).
+    """
+    refuse_other_files(out_dir)
+    result = build_export(model, on_stage=on_stage, tolerances=tolerances, **plan_fields)
+    on_stage("writing the bundle")
+    write_bundle(result.bundle, out_dir)
+    return result
+
+
+def build_export(
+    model: Any,
+    *,
+    on_stage: Callable[[str], None] = lambda _: None,
+    tolerances: Tolerances | None = None,
+    **plan_fields: Any,
+) -> ExportResult:
+    """Does everything that ``export_model`` does but write; arguments and errors are the same."""
+    on_stage("reading the model")
+    graph = read_graph(model)
+    plan = plan_for_graph(graph, **plan_fields)
+    initial = tuple(weight.numpy().astype(np.float32) for weight in model.trainable_weights)
+    on_stage("converting to TFLite")
+    file = convert(TrainStep(graph, batch_size=plan.batch_size, momentum=plan.momentum))
+    on_stage("comparing LiteRT with Keras")
+    report = check_parity(LiteModel(file), KerasReference(model, graph), graph, plan, initial)
+    allowed = tolerances or Tolerances()
+    refuse_violations(report, allowed)
+    return _result(file, plan, encode_tensors(initial), report, allowed)
+
+
+def _result(
+    file: bytes, plan: TrainingPlan, checkpoint: bytes, report: ParityReport, tolerances: Tolerances
+) -> ExportResult:
+    encoded_plan = encode_plan(plan)
+    certificate = Certificate(
+        contract_version=CONTRACT_VERSION,
+        model_sha256=hashlib.sha256(file).hexdigest(),
+        plan_sha256=hashlib.sha256(encoded_plan).hexdigest(),
+        checkpoint_sha256=hashlib.sha256(checkpoint).hexdigest(),
+        model_bytes=len(file),
+        plan_bytes=len(encoded_plan),
+        checkpoint_bytes=len(checkpoint),
+        num_parameters=plan.num_parameters,
+        op_counts=count_ops(file),
+        tolerances=tolerances,
+        cases=report.cases,
+        num_steps_compared=sum(case.num_steps for case in report.cases),
+        max_loss_error=max(case.loss_error for case in report.cases),
+        max_gradient_error=max(case.gradient_error for case in report.cases),
+        max_weight_error=max(case.weight_error for case in report.cases),
+        max_output_error=max(case.output_error for case in report.cases),
+        gradient_probe_learning_rate=GRADIENT_PROBE_LEARNING_RATE,
+        num_redrawn_examples=report.num_redrawn_examples,
+        num_kept_jumpy_examples=report.num_kept_jumpy_examples,
+        versions={package: importlib.metadata.version(package) for package in _REPORTED_PACKAGES},
+    )
+    bundle = Bundle(
+        model=file, plan=encoded_plan, checkpoint=checkpoint, certificate=encode_certificate(certificate)
+    )
+    return ExportResult(plan=plan, certificate=certificate, bundle=bundle)

@@ -1,0 +1,82 @@
+"""The forward pass in TensorFlow's own ops, differentiable by TensorFlow: what a simulation runs.
+
+None of the lowerings is used, so that comparing an exported file with a simulation compares two implementations.
+"""
+
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from model_export.dropout import dropout_mask
+from model_export.lowering.tensor_types import Tensor
+from model_export.operations import (
+    Activation,
+    Add,
+    AveragePool,
+    Bias,
+    Conv2D,
+    Dense,
+    Dropout,
+    GlobalAveragePool,
+    Input,
+    MaxPool,
+    ModelGraph,
+    Node,
+    Reshape,
+)
+
+__all__ = ["native_logits"]
+
+_ACTIVATIONS = {"relu": tf.nn.relu, "sigmoid": tf.sigmoid, "softmax": tf.nn.softmax, "tanh": tf.tanh}
+
+
+def native_logits(graph: ModelGraph, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None) -> Tensor:
+    """The model's logits.
+
+    Args:
+        graph: The model.
+        weights: In Keras order and layout.
+        x: [n, ...] float32; n may be unknown.
+        tickets: [n] int32, or ``None`` to leave dropout out.
+
+    Returns:
+        [n, num_classes]: the model's output, or, if that is a softmax, what goes into it.
+    """
+    values: list[Tensor] = []
+    for node in graph.nodes[: graph.logits + 1]:
+        inputs = [values[source] for source in node.inputs] or [x]
+        values.append(_run(node, inputs, weights, tickets))
+    return values[-1]
+
+
+def _run(node: Node, inputs: Sequence[Tensor], weights: Sequence[Tensor], tickets: Tensor | None) -> Tensor:
+    x = inputs[0]
+    match node.operation:
+        case Input():
+            return x
+        case Dense(kernel=kernel):
+            return tf.tensordot(x, weights[kernel], 1)
+        case Conv2D(kernel=kernel, strides=strides, dilation=dilation, padding=padding):
+            return tf.nn.conv2d(x, weights[kernel], strides, padding.upper(), dilations=dilation)
+        case Bias(bias=bias):
+            return tf.nn.bias_add(x, weights[bias])
+        case Add():
+            return tf.add_n(list(inputs))
+        case Activation(name=name):
+            return _ACTIVATIONS[name](x)
+        case MaxPool(window=window, strides=strides, padding=padding):
+            return tf.nn.max_pool2d(x, window, strides, padding.upper())
+        case AveragePool(window=window, strides=strides, padding=padding):
+            return tf.nn.avg_pool2d(x, window, strides, padding.upper())
+        case GlobalAveragePool():
+            return tf.reduce_mean(x, [1, 2])
+        case Reshape():
+            return tf.reshape(x, [-1, *node.shape])
+        case Dropout(index=index, rate=rate):
+            if tickets is None:
+                return x
+            mask = dropout_mask(tickets, math.prod(node.shape), index, rate)
+            return x * tf.reshape(mask, [-1, *node.shape])
+        case other:
+            raise AssertionError(f"no native operation for {other}")  # the layer table admits nothing else
