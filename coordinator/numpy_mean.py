@@ -118,25 +118,33 @@ class _MeanAccumulator:
         self._check_open()
         check_tensors(update.model_delta, self._specs)
         weight = np.float32(update.aggregation_weight if self._spec.weighted else 1.0)
-        for total, delta, scratch in zip(self._sums, update.model_delta, self._scratch, strict=True):
-            np.multiply(delta, weight, out=scratch)
-            np.add(total, scratch, out=total)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found once, by `finish`
+            for total, delta, scratch in zip(self._sums, update.model_delta, self._scratch, strict=True):
+                np.multiply(delta, weight, out=scratch)
+                np.add(total, scratch, out=total)
         self._weight_sum += float(weight)
         self._metrics.fold(update.metrics)
 
     def finish(self) -> RoundResult:
-        """Closes the round: ``weights + server_learning_rate * mean(model_delta)``."""
+        """Closes the round: ``weights + server_learning_rate * mean(model_delta)``; as they were if that overflows."""
         self._check_open()
         if not self.num_folded:
             raise EmptyRound("no update was folded")
         self._is_closed = True
-        step = np.float32(self._spec.server_learning_rate)
-        divisor = np.float32(self._weight_sum)
-        leaves = tuple(
-            weight + step * (total / divisor) for weight, total in zip(self._state.weights, self._sums, strict=True)
+        leaves = tuple(map(self._stepped, self._state.weights, self._sums))
+        is_finite = all(np.isfinite(total).all() for total in self._sums)
+        state = ServerState(
+            num_commits=self._state.num_commits + 1,
+            num_weights=self._state.num_weights,
+            leaves=leaves if is_finite else self._state.weights,
         )
-        state = ServerState(num_commits=self._state.num_commits + 1, num_weights=self._state.num_weights, leaves=leaves)
-        return RoundResult(state=state, metrics=self._metrics.finish())
+        metrics = {**self._metrics.finish(), "finalizer/update_non_finite": float(not is_finite)}
+        return RoundResult(state=state, metrics=metrics)
+
+    def _stepped(self, weight: Leaf, total: Leaf) -> Leaf:
+        mean = total / np.float32(self._weight_sum)
+        stepped: Leaf = weight + np.float32(self._spec.server_learning_rate) * mean
+        return stepped
 
     def snapshot(self) -> tuple[Leaf, ...]:
         """Copies of the running sums, then one array [4]: the weights' sum and the metrics' three."""

@@ -6,6 +6,8 @@ what the coordinator imports.
 
 import importlib
 import importlib.metadata
+import sys
+from typing import Any
 
 import click
 
@@ -18,6 +20,8 @@ _VERBS = {
     "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
     "simulate": ("flockwise.simulate_command", "simulate", "Simulate a fleet of any size."),
 }
+
+_COORDINATOR_MODULES = {"amqtt", "keras", "matplotlib", "tensorflow", "tensorflow_federated"}
 
 
 class _LazyGroup(click.Group):
@@ -34,6 +38,20 @@ class _LazyGroup(click.Group):
         module_name, attribute, _ = _VERBS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module_name), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a verb; a device's base install says what a coordinator's verb needs, instead of a traceback."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in _COORDINATOR_MODULES:
+                raise
+            click.echo(
+                f"error: this command needs {error.name}, which only the 'coordinator' extra brings; in a clone of the "
+                "project use 'pip install uv && uv run flockwise ...' (Python 3.11)",
+                err=True,
+            )
+            sys.exit(1)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the verbs without importing them."""

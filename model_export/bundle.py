@@ -70,7 +70,7 @@ def refuse_other_files(directory: pathlib.Path) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise NotABundle(f"{directory} is not a directory")
-    others = sorted(set(os.listdir(directory)) - _NAMES) if directory.exists() else []
+    others = sorted({path.name for path in directory.iterdir()} - _NAMES) if directory.exists() else []
     if others:
         raise NotABundle(f"{directory} holds other files ({', '.join(others[:3])}); choose a new or empty directory")
 

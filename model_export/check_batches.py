@@ -13,13 +13,10 @@ import numpy.typing as npt
 
 from model_export.operations import ModelGraph
 
-__all__ = ["KINDS", "BatchKind", "CheckBatch", "draw_batch", "num_distinct"]
+__all__ = ["KINDS", "BatchKind", "CheckBatch", "draw_batch"]
 
 BatchKind: TypeAlias = Literal["random", "flat", "partial"]
 KINDS: Final[tuple[BatchKind, ...]] = ("random", "flat", "partial")
-
-_MAX_DISTINCT = 32
-"""Distinct examples of a batch; a larger batch repeats them, so that a check costs the same at any batch size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,24 +50,15 @@ class CheckBatch:
         return self.take(np.arange(self.num_examples))
 
 
-def num_distinct(batch_size: int) -> int:
-    """How many different examples a check batch holds; example ``i`` repeats example ``i % num_distinct``."""
-    return min(batch_size, _MAX_DISTINCT)
-
-
 def draw_batch(kind: BatchKind, graph: ModelGraph, batch_size: int, rng: np.random.Generator) -> CheckBatch:
     """Draws a batch of a kind."""
-    distinct = num_distinct(batch_size)
-    x = _flat_examples(graph, distinct, rng) if kind == "flat" else _random_examples(graph, distinct, rng)
-    drawn = CheckBatch(
-        x=x,
-        labels=rng.integers(0, graph.num_classes, distinct).astype(np.int32),
-        tickets=rng.integers(0, 2**31, distinct).astype(np.int32),
-        num_examples=distinct,
+    draw = _flat_examples if kind == "flat" else _random_examples
+    return CheckBatch(
+        x=draw(graph, batch_size, rng),
+        labels=rng.integers(0, graph.num_classes, batch_size).astype(np.int32),
+        tickets=rng.integers(0, 2**31, batch_size).astype(np.int32),
+        num_examples=max(1, batch_size * 3 // 4) if kind == "partial" else batch_size,
     )
-    repeated = drawn.take(np.arange(batch_size) % distinct)
-    num_examples = max(1, batch_size * 3 // 4) if kind == "partial" else batch_size
-    return dataclasses.replace(repeated, num_examples=num_examples)
 
 
 def _random_examples(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -100,7 +100,7 @@ def _parse(model: bytes) -> Any:
 
 def _op_name(parsed: Any, op: Any) -> str:
     code = parsed.operatorCodes[op.opcodeIndex]
-    name = _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    name: str = _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
     return f"CUSTOM:{code.customCode.decode()}" if name == "CUSTOM" else name
 
 

@@ -45,7 +45,7 @@ def dropout_mask_array(
     with np.errstate(over="ignore"):  # wrap-around is meant
         mixed_tickets = _mix(tickets.astype(np.int32) * _int32(_TICKET_STEP), _ROUNDS)
         hashed = _mix(mixed_tickets[:, None] + _unit_hash(num_units, index)[None, :], _ROUNDS[:2])
-    return (hashed >= _threshold(rate)).astype(np.float32) * _scale(rate)
+    return np.asarray((hashed >= _threshold(rate)) * _scale(rate), np.float32)
 
 
 def dropout_mask(tickets: Tensor, num_units: int, index: int, rate: float) -> Tensor:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from model_export.check_batches import BatchKind, CheckBatch, draw_batch, num_distinct
+from model_export.check_batches import BatchKind, CheckBatch, draw_batch
 from model_export.keras_reference import KerasReference
 from model_export.operations import ModelGraph
 
@@ -31,9 +31,7 @@ class ScreenedBatches:
         rng: Draws examples and nudges.
     """
 
-    def __init__(
-        self, reference: KerasReference, graph: ModelGraph, batch_size: int, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, reference: KerasReference, graph: ModelGraph, batch_size: int, rng: np.random.Generator) -> None:
         self._reference = reference
         self._graph = graph
         self._batch_size = batch_size
@@ -55,37 +53,33 @@ class ScreenedBatches:
         return batch
 
     def _jumpy_examples(self, batch: CheckBatch, weights: _Weights) -> npt.NDArray[np.bool_]:
-        """[B] whether an example's gradient jumps; repeated examples are judged once."""
-        distinct = num_distinct(len(batch.x))
-        base = self._gradients(batch, weights, distinct)
-        jumpy = np.zeros(distinct, np.bool_)
+        """[B] whether an example's gradient jumps."""
+        base = self._input_gradients(batch, weights)
+        jumpy = np.zeros(len(batch.x), np.bool_)
         for _ in range(_NUM_DIRECTIONS):
             nudges = [_nudge(weight, self._rng) for weight in weights]
             # Both signs: whichever way a near tie leans, one of them tips it.
             for sign in (np.float32(1), np.float32(-1)):
                 moved = tuple(weight + sign * nudge for weight, nudge in zip(weights, nudges, strict=True))
-                jumpy |= _has_jumped(base, self._gradients(batch, moved, distinct))
-        repeated: npt.NDArray[np.bool_] = jumpy[np.arange(len(batch.x)) % distinct]
-        return repeated
+                jumpy |= _has_jumped(base, self._input_gradients(batch, moved))
+        return jumpy
 
-    def _gradients(self, batch: CheckBatch, weights: _Weights, distinct: int) -> list[_Weights]:
+    def _input_gradients(self, batch: CheckBatch, weights: _Weights) -> npt.NDArray[np.float32]:
+        """[B, values]: one example's gradient tells of every kink on its way, and a batch gives them all at once."""
         self._reference.set_weights(weights)
-        return [self._reference.gradients(batch.take(np.array([index])))[1] for index in range(distinct)]
+        return self._reference.input_gradients(batch).reshape(len(batch.x), -1)
 
 
 def _nudge(weight: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
     signs = rng.integers(0, 2, weight.shape) * 2 - 1
-    return (signs * _NUDGE * np.sqrt(np.mean(weight.astype(np.float64) ** 2))).astype(np.float32)
+    root_mean_square = np.sqrt(np.mean(weight.astype(np.float64) ** 2))
+    return np.asarray(signs * _NUDGE * root_mean_square, np.float32)
 
 
-def _has_jumped(base: list[_Weights], moved: list[_Weights]) -> npt.NDArray[np.bool_]:
-    """Per example, whether some gradient tensor differs by more than ``_JUMP`` of the example's largest gradient."""
-    jumped = []
-    for before, after in zip(base, moved, strict=True):
-        scale = max(float(np.abs(gradient).max()) for gradient in before)
-        change = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
-        jumped.append(change > _JUMP * scale)
-    return np.array(jumped, np.bool_)
+def _has_jumped(base: npt.NDArray[np.float32], moved: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """[B] whether an example's gradient differs by more than ``_JUMP`` of its largest value."""
+    jumped: npt.NDArray[np.bool_] = np.abs(moved - base).max(1) > _JUMP * np.abs(base).max(1)
+    return jumped
 
 
 def _replace(batch: CheckBatch, fresh: CheckBatch, where: npt.NDArray[np.bool_]) -> CheckBatch:

@@ -115,7 +115,5 @@ def _result(
         num_kept_jumpy_examples=report.num_kept_jumpy_examples,
         versions={package: importlib.metadata.version(package) for package in _REPORTED_PACKAGES},
     )
-    bundle = Bundle(
-        model=file, plan=encoded_plan, checkpoint=checkpoint, certificate=encode_certificate(certificate)
-    )
+    bundle = Bundle(model=file, plan=encoded_plan, checkpoint=checkpoint, certificate=encode_certificate(certificate))
     return ExportResult(plan=plan, certificate=certificate, bundle=bundle)

@@ -130,5 +130,3 @@ def _check_compiled_loss(model: Any, graph: ModelGraph) -> None:
     if from_logits == graph.ends_in_softmax:
         ending = "ends in softmax" if graph.ends_in_softmax else "does not end in softmax"
         raise UnsupportedModel(f"the model {ending}, but its loss was compiled with from_logits={from_logits}")
-
-

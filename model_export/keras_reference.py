@@ -48,8 +48,12 @@ class KerasReference:
         self._loss = tf.keras.losses.SparseCategoricalCrossentropy(
             from_logits=not graph.ends_in_softmax, reduction=tf.keras.losses.Reduction.SUM
         )
-        self._gradients = tf.function(self._loss_and_gradients, reduce_retracing=True)
-        self._predict = tf.function(self._loss_and_output, reduce_retracing=True)
+        x = tf.TensorSpec([None, *graph.input_shape], tf.float32)
+        labels = tf.TensorSpec([None], tf.int32)
+        masks = [tf.TensorSpec([None, *node.shape], tf.float32) for node in graph.dropout_nodes]
+        self._gradients = tf.function(self._loss_and_gradients, input_signature=[x, labels, masks])
+        self._input_gradients = tf.function(self._gradients_of_inputs, input_signature=[x, labels, masks])
+        self._predict = tf.function(self._loss_and_output, input_signature=[x, labels])
 
     def set_weights(self, weights: Sequence[npt.NDArray[np.float32]]) -> None:
         """Sets the weights, in Keras order."""
@@ -59,6 +63,11 @@ class KerasReference:
         """Sum of losses, and gradients of the mean loss, with dropout; ``batch`` without padding."""
         loss_sum, gradients = self._gradients(batch.x, batch.labels, self._masks(batch))
         return float(loss_sum), tuple(gradient.numpy() for gradient in gradients)
+
+    def input_gradients(self, batch: CheckBatch) -> npt.NDArray[np.float32]:
+        """[n, ...] gradient of each example's loss with respect to that example, with dropout."""
+        gradients: npt.NDArray[np.float32] = self._input_gradients(batch.x, batch.labels, self._masks(batch)).numpy()
+        return gradients
 
     def evaluate(self, batch: CheckBatch) -> tuple[float, float, npt.NDArray[np.float32]]:
         """Sum of losses, number of right answers and outputs, without dropout; ``batch`` without padding."""
@@ -75,25 +84,35 @@ class KerasReference:
         return tuple(weight.numpy() for weight in self._model.trainable_weights)
 
     def _loss_and_gradients(self, x: Any, labels: Any, masks: Sequence[Any]) -> tuple[Any, Any]:
-        for layer, mask in zip(self._dropouts, masks, strict=True):
-            layer.mask = mask
+        self._set_masks(masks)
         with tf.GradientTape() as tape:
             loss_sum = self._loss(labels, self._model(x, training=True))
             mean_loss = loss_sum / tf.cast(tf.shape(labels)[0], tf.float32)
         return loss_sum, tape.gradient(mean_loss, self._model.trainable_weights)
+
+    def _gradients_of_inputs(self, x: Any, labels: Any, masks: Sequence[Any]) -> Any:
+        self._set_masks(masks)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss_sum = self._loss(labels, self._model(x, training=True))
+        return tape.gradient(loss_sum, x)
+
+    def _set_masks(self, masks: Sequence[Any]) -> None:
+        """While a function is traced the masks are symbolic, so the traced function reads them from its arguments."""
+        for layer, mask in zip(self._dropouts, masks, strict=True):
+            layer.mask = mask
 
     def _loss_and_output(self, x: Any, labels: Any) -> tuple[Any, Any]:
         output = self._model(x, training=False)
         return self._loss(labels, output), output
 
     def _masks(self, batch: CheckBatch) -> list[npt.NDArray[np.float32]]:
-        masks = []
-        for node in self._graph.nodes:
-            if node.operation in self._graph.dropouts:
-                dropout = self._graph.dropouts[len(masks)]
-                mask = dropout_mask_array(batch.tickets, math.prod(node.shape), dropout.index, dropout.rate)
-                masks.append(mask.reshape(len(batch.x), *node.shape))
-        return masks
+        return [
+            dropout_mask_array(batch.tickets, math.prod(node.shape), dropout.index, dropout.rate).reshape(
+                len(batch.x), *node.shape
+            )
+            for node, dropout in zip(self._graph.dropout_nodes, self._graph.dropouts, strict=True)
+        ]
 
 
 def _clone_layer(layer: Any) -> Any:

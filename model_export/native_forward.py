@@ -63,6 +63,12 @@ def _run(node: Node, inputs: Sequence[Tensor], weights: Sequence[Tensor], ticket
             return tf.nn.bias_add(x, weights[bias])
         case Add():
             return tf.add_n(list(inputs))
+        case _:
+            return _run_without_weights(node, x, tickets)
+
+
+def _run_without_weights(node: Node, x: Tensor, tickets: Tensor | None) -> Tensor:
+    match node.operation:
         case Activation(name=name):
             return _ACTIVATIONS[name](x)
         case MaxPool(window=window, strides=strides, padding=padding):

@@ -169,6 +169,11 @@ class ModelGraph:
         return self.logits != len(self.nodes) - 1
 
     @property
+    def dropout_nodes(self) -> tuple[Node, ...]:
+        """The nodes of ``dropouts``."""
+        return tuple(node for node in self.nodes if isinstance(node.operation, Dropout))
+
+    @property
     def dropouts(self) -> tuple[Dropout, ...]:
         """The dropout operations, by index."""
         return tuple(node.operation for node in self.nodes if isinstance(node.operation, Dropout))

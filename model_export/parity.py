@@ -11,7 +11,7 @@ redrawn, judged by Keras alone before LiteRT has run, and counted in the certifi
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -59,9 +59,7 @@ def check_parity(
     rng = np.random.default_rng(plan.seed)
     batches = ScreenedBatches(reference, graph, plan.batch_size, rng)
     # Zero biases would hide a wrong bias: all but the first comparison are made from blurred weights.
-    blurred = tuple(
-        (weight + _BLUR * rng.standard_normal(weight.shape)).astype(np.float32) for weight in initial
-    )
+    blurred = tuple((weight + _BLUR * rng.standard_normal(weight.shape)).astype(np.float32) for weight in initial)
     comparison = _Comparison(lite=lite, reference=reference, plan=plan)
     cases = []
     if plan.momentum:
@@ -166,16 +164,15 @@ class _Comparison:
         )
 
 
-def gradient_error(
-    gradients: Sequence[npt.NDArray[np.float64]], expected: Sequence[npt.NDArray[np.float32]]
-) -> float:
+def gradient_error(gradients: Sequence[npt.NDArray[np.float64]], expected: Sequence[npt.NDArray[np.float32]]) -> float:
     """Largest difference of any tensor relative to that tensor's largest value; see ``CheckedCase``."""
     floor = _GRADIENT_FLOOR * max(float(np.abs(gradient).max()) for gradient in expected)
+    tiny = float(np.finfo(np.float32).tiny)
     return max(
-        _largest_difference(got, wanted) / max(float(np.abs(wanted).max()), floor, np.finfo(np.float32).tiny)
+        _largest_difference(got, wanted) / max(float(np.abs(wanted).max()), floor, tiny)
         for got, wanted in zip(gradients, expected, strict=True)
     )
 
 
-def _largest_difference(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:
+def _largest_difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     return float(np.abs(a.astype(np.float64) - b).max())

@@ -1,6 +1,6 @@
 """The five signatures of a trainable model file, as one TensorFlow module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -134,7 +134,7 @@ class TrainStep(tf.Module):
         return tf.transpose(tf.reshape(value, self._stored_shape(index)[1:]))
 
 
-def _concrete(function: Any, inputs: Sequence[Any]) -> Any:
+def _concrete(function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], inputs: Sequence[Any]) -> Any:
     """Traces ``function``, which takes one mapping, as a signature of named inputs."""
     names = [spec.name for spec in inputs]
 

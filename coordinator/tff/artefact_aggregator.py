@@ -10,7 +10,7 @@ from typing import Any
 
 from coordinator.aggregation import ClientUpdate, Leaf, RoundResult, ServerState, check_leaves, check_tensors
 from coordinator.aggregation_spec import AggregationSpec
-from coordinator.tff.compiled_round import CompiledRound, RunningRound
+from coordinator.tff.compiled_round import CompiledRound, RunningRound, metric_leaves, update_leaves
 from coordinator.tff.graph_function import GraphFunction, to_leaf
 from coordinator.tff.server_artefact import ServerArtefact
 from wire_protocol.messages import Metrics
@@ -83,7 +83,7 @@ class _TrainingAccumulator:
     def fold(self, update: ClientUpdate) -> None:
         """Adds an update."""
         check_tensors(update.model_delta, self._weights)
-        self._round.fold([*update.model_delta, update.aggregation_weight, *_metric_leaves(update.metrics)])
+        self._round.fold(update_leaves(update))
 
     def finish(self) -> RoundResult:
         """Closes the round."""
@@ -117,15 +117,11 @@ class _EvaluationAccumulator:
 
     def fold(self, metrics: Metrics) -> None:
         """Adds one device's sums."""
-        self._round.fold(_metric_leaves(metrics))
+        self._round.fold(metric_leaves(metrics))
 
     def finish(self) -> Mapping[str, float]:
         """Closes the round."""
         return _named_metrics(self._measurements, tuple(map(to_leaf, self._round.finish()[1:])))
-
-
-def _metric_leaves(metrics: Metrics) -> list[float]:
-    return [metrics.loss_sum, metrics.num_correct, metrics.weight_sum]
 
 
 def _named_metrics(names: tuple[str, ...], values: tuple[Any, ...]) -> dict[str, float]:

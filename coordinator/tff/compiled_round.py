@@ -3,12 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.aggregation import Leaf, check_leaves
+from coordinator.aggregation import ClientUpdate, Leaf, check_leaves
 from coordinator.errors import AccumulatorClosed, EmptyRound
 from coordinator.tff.graph_function import GraphFunction, chain, to_leaf
 from coordinator.tff.server_artefact import RoundGraphs
+from wire_protocol.messages import Metrics
 
-__all__ = ["CompiledRound", "RunningRound"]
+__all__ = ["CompiledRound", "RunningRound", "metric_leaves", "update_leaves"]
+
+
+def metric_leaves(metrics: Metrics) -> list[float]:
+    """A device's sums, in the order of the metrics' TFF type."""
+    return [metrics.loss_sum, metrics.num_correct, metrics.weight_sum]
+
+
+def update_leaves(update: ClientUpdate) -> list[Any]:
+    """A client update, in the order of the report's TFF type."""
+    return [*update.model_delta, update.aggregation_weight, *metric_leaves(update.metrics)]
 
 
 class CompiledRound:

@@ -78,7 +78,7 @@ def to_leaf(tensor: Any) -> Leaf:
     value = tensor.numpy()
     if tensor.dtype == tf.string:
         return np.asarray(value, dtype="S").reshape(tensor.shape)
-    return np.array(value)
+    return np.asarray(value)
 
 
 def _to_tensor(leaf: Any, spec: Any) -> Any:

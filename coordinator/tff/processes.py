@@ -17,9 +17,8 @@ import tensorflow_federated as tff
 from coordinator.aggregation_spec import AggregationSpec
 from wire_protocol.plan import TensorSpec
 
-__all__ = ["ServerPieces", "build_evaluation", "build_fleet_process", "build_server_pieces", "metrics_functions"]
+__all__ = ["ServerPieces", "build_evaluation", "build_fleet_process", "build_server_pieces", "compose_fleet_process", "metrics_functions", "report_type"]
 
-_AGGREGATED_MEASUREMENTS = ("distributor", "client_work", "aggregator", "finalizer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,21 +117,32 @@ def report_type(weights_type: tff.StructWithPythonType) -> tff.StructWithPythonT
 
 
 def build_fleet_process(weights: Sequence[TensorSpec], spec: AggregationSpec) -> tff.learning.templates.LearningProcess:
-    """Builds the process whose clients are real devices.
+    """Builds the process whose clients are real devices, from nothing but shapes.
 
     Args:
         weights: The model's trainable tensors, in the plan's order.
         spec: How updates become the next model.
 
     Returns:
+        See `compose_fleet_process`.
+    """
+    return compose_fleet_process(build_server_pieces(weights, spec))
+
+
+def compose_fleet_process(pieces: ServerPieces) -> tff.learning.templates.LearningProcess:
+    """Composes the process whose clients are real devices.
+
+    Args:
+        pieces: The server side.
+
+    Returns:
         A learning process; its ``next`` takes the state at SERVER and reports at CLIENTS, its initial weights are 0.
     """
-    pieces = build_server_pieces(weights, spec)
     state_of = tff.learning.templates.LearningAlgorithmState
 
     @tff.tensorflow.computation
     def zero_weights() -> Any:
-        zeros = tuple(tf.zeros(tensor.shape) for tensor in weights)
+        zeros = tuple(tf.zeros(tensor.shape) for tensor in pieces.weights_type.trainable)
         return tff.learning.models.ModelWeights(zeros, ())
 
     @tff.federated_computation

@@ -121,9 +121,7 @@ def _gather_rows(phases: Sequence[Tensor], rows: WindowAxis, cols: WindowAxis) -
         ]
         gathered = concatenate(columns, -1)
         size = [1, batch, num_pixels, cols.window * channels]
-        return [
-            tf.slice(gathered, [0, 0, a * rows.dilation * cols.output, 0], size) for a in range(rows.window)
-        ]
+        return [tf.slice(gathered, [0, 0, a * rows.dilation * cols.output, 0], size) for a in range(rows.window)]
     size = [batch, rows.output, cols.output, channels]
     return [
         concatenate(

@@ -188,8 +188,7 @@ def _pool_windows(
     x: Tensor, window: tuple[int, int], strides: tuple[int, int], padding: str
 ) -> tuple[WindowAxis, WindowAxis]:
     rows, cols = (
-        plan_axis(size=x.shape[1 + axis], window=window[axis], stride=strides[axis], padding=padding)
-        for axis in (0, 1)
+        plan_axis(size=x.shape[1 + axis], window=window[axis], stride=strides[axis], padding=padding) for axis in (0, 1)
     )
     return rows, cols
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from model_export.lowering.phases import fit_to_windows, split_phases
@@ -120,8 +121,9 @@ def _write_taps(
     return [phase * 0.0 if total is None else total for phase, total in zip(phases, sums, strict=True)]
 
 
-def _tap_counts(axis: WindowAxis) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _tap_counts(axis: WindowAxis) -> npt.NDArray[np.float64]:
     """How many taps of each window fall inside the unpadded axis."""
     starts = np.arange(axis.output)[:, None] * axis.stride - axis.pad_before
     positions = starts + np.arange(axis.window)[None, :]
-    return ((positions >= 0) & (positions < axis.size)).sum(axis=1).astype(np.float64)
+    inside = (positions >= 0) & (positions < axis.size)
+    return np.asarray(inside.sum(axis=1), np.float64)

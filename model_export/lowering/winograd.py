@@ -99,9 +99,7 @@ def convolve_phases(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[list[
         dkernel = _filter_gradient(_transpose_output(turned), inputs, kernel.shape.as_list())
         if not needs_dx:
             return None, dkernel
-        products = [
-            tf.matmul(m, u, transpose_b=True) for m, u in zip(_transpose_output(dys), filters, strict=True)
-        ]
+        products = [tf.matmul(m, u, transpose_b=True) for m, u in zip(_transpose_output(dys), filters, strict=True)]
         return _transpose_input(products, x.shape.as_list()), dkernel
 
     return phases, pullback

@@ -1,0 +1,108 @@
+"""``flockwise export``: a Keras model becomes a bundle that devices can train."""
+
+import os
+import pathlib
+from typing import Any, NoReturn
+
+import click
+import msgspec
+import rich.console
+import rich.table
+
+__all__ = ["export"]
+
+_EXIT_USAGE = 2
+_EXIT_UNSUPPORTED = 3
+_EXIT_PARITY = 4
+
+
+@click.command(
+    epilog="\b\nExample:\n  flockwise export zoo:mnist_cnn --out bundle --batch-size 32 --learning-rate 0.05",
+)
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=pathlib.Path), help="Directory to write the bundle to.")
+@click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True, help="Examples per step.")
+@click.option("--learning-rate", type=float, default=0.05, show_default=True, help="Of SGD on the device.")
+@click.option("--momentum", type=float, default=0.0, show_default=True, help="Of SGD on the device; 0 is plain SGD.")
+@click.option("--epochs", type=click.IntRange(1, 1000), default=1, show_default=True, help="Local passes per round.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of batch order, dropout, zoo weights."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option("--dry-run", is_flag=True, help="Convert and check, but write nothing; --out is then optional.")
+def export(
+    *, model: str, out: pathlib.Path | None, seed: int, epochs: int, as_json: bool, dry_run: bool, **options: Any
+) -> None:
+    """Export MODEL as a trainable TFLite bundle.
+
+    MODEL is a .keras or .h5 file, or zoo:digits_mlp, zoo:digits_cnn or zoo:mnist_cnn. The bundle is model.tflite
+    (builtin ops only, no weights), plan.json, initial.safetensors and certificate.json. The exported file is run in
+    LiteRT and compared with Keras; if they differ, nothing is written.
+
+    \b
+    Exit codes:
+      0  exported (or, with --dry-run, would be)
+      2  wrong usage: no such model, an option out of range, --out holds other files
+      3  the model has a layer or an option that cannot be exported
+      4  the exported file does not compute what Keras computes
+    """  # noqa: D301 - \b is click's mark for a paragraph to leave alone
+    if out is None and not dry_run:
+        raise click.UsageError("name a directory with --out, or use --dry-run")
+    result = _export(model, out=None if dry_run else out, seed=seed, num_epochs=epochs, quiet=as_json, **options)
+    if as_json:
+        click.echo(msgspec.json.encode(_summary(result, None if dry_run else out)).decode())
+    else:
+        _print_result(result, None if dry_run else out)
+
+
+def _export(model: str, *, out: pathlib.Path | None, quiet: bool, **plan_fields: Any) -> Any:
+    """Runs the export; errors become exit codes."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from model_export.errors import ExportError, NotABundle, ParityRefused, UnreadableModel
+    from wire_protocol.errors import MalformedMessage
+
+    console = rich.console.Console(stderr=True, quiet=quiet)
+    with console.status("loading TensorFlow") as status:
+        from model_export.exporter import build_export, export_model
+        from model_export.model_files import open_model
+
+        try:
+            keras_model = open_model(model, seed=plan_fields["seed"])
+            if out is None:
+                return build_export(keras_model, on_stage=status.update, **plan_fields)
+            return export_model(keras_model, out_dir=out, on_stage=status.update, **plan_fields)
+        except (UnreadableModel, NotABundle, MalformedMessage) as error:
+            _fail(error, _EXIT_USAGE)
+        except ParityRefused as error:
+            _fail(error, _EXIT_PARITY)
+        except ExportError as error:
+            _fail(error, _EXIT_UNSUPPORTED)
+
+
+def _fail(error: Exception, exit_code: int) -> NoReturn:
+    click.echo(f"Error: {error}", err=True)
+    raise SystemExit(exit_code) from error
+
+
+def _summary(result: Any, out: pathlib.Path | None) -> dict[str, Any]:
+    return {
+        "directory": None if out is None else str(out),
+        "plan": result.plan,
+        "certificate": result.certificate,
+    }
+
+
+def _print_result(result: Any, out: pathlib.Path | None) -> None:
+    certificate = result.certificate
+    table = rich.table.Table(title="not written (dry run)" if out is None else f"bundle in {out}", show_header=False)
+    rows = {
+        "model.tflite": f"{certificate.model_bytes:,} bytes, {sum(certificate.op_counts.values())} builtin ops",
+        "initial.safetensors": f"{certificate.checkpoint_bytes:,} bytes, {certificate.num_parameters:,} parameters",
+        "steps compared with Keras": str(certificate.num_steps_compared),
+        "largest loss error": f"{certificate.max_loss_error:.2g} (allowed {certificate.tolerances.loss:.0e})",
+        "largest gradient error": f"{certificate.max_gradient_error:.2g} (allowed {certificate.tolerances.gradient:.0e})",
+        "largest weight error": f"{certificate.max_weight_error:.2g} (allowed {certificate.tolerances.weight:.0e})",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    rich.console.Console().print(table)
