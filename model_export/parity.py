@@ -153,7 +153,7 @@ class _Comparison:
         self.lite.restore(weights)
         for batch in batches:
             self.lite.train(batch, self.plan.learning_rate)
-        return max(_largest_difference(a, b) for a, b in zip(self.lite.save(), expected, strict=True))
+        return float(np.max([_largest_difference(a, b) for a, b in zip(self.lite.save(), expected, strict=True)]))
 
     def _keras_steps(self, batches: Sequence[CheckBatch], weights: _Weights) -> _Weights:
         self.reference.set_weights(weights)
@@ -168,10 +168,11 @@ def gradient_error(gradients: Sequence[npt.NDArray[np.float64]], expected: Seque
     """Largest difference of any tensor relative to that tensor's largest value; see ``CheckedCase``."""
     floor = _GRADIENT_FLOOR * max(float(np.abs(gradient).max()) for gradient in expected)
     tiny = float(np.finfo(np.float32).tiny)
-    return max(
+    errors = [
         _largest_difference(got, wanted) / max(float(np.abs(wanted).max()), floor, tiny)
         for got, wanted in zip(gradients, expected, strict=True)
-    )
+    ]
+    return float(np.max(errors))  # unlike max(), NaN is passed on
 
 
 def _largest_difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:

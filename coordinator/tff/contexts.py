@@ -119,9 +119,7 @@ class FleetContext(InProcessContext):
         round_ids: Numbers the rounds; an abandoned round's number is not used again.
     """
 
-    def __init__(
-        self, transport: RoundTransport, *, get_model_weights: tff.Computation, round_ids: RoundIds
-    ) -> None:
+    def __init__(self, transport: RoundTransport, *, get_model_weights: tff.Computation, round_ids: RoundIds) -> None:
         super().__init__()
         self._transport = transport
         self._get_model_weights = get_model_weights

@@ -17,8 +17,16 @@ import tensorflow_federated as tff
 from coordinator.aggregation_spec import AggregationSpec
 from wire_protocol.plan import TensorSpec
 
-__all__ = ["ServerPieces", "build_evaluation", "build_fleet_process", "build_server_pieces", "compose_fleet_process", "metrics_functions", "report_type"]
-
+__all__ = [
+    "ServerPieces",
+    "build_evaluation",
+    "build_fleet_process",
+    "build_server_pieces",
+    "compose_fleet_process",
+    "metrics_functions",
+    "model_weights_type",
+    "report_type",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +49,7 @@ def build_server_pieces(weights: Sequence[TensorSpec], spec: AggregationSpec) ->
         weights: Its trainable tensors, in the plan's order.
         spec: How updates become the next model.
     """
-    tensors = tuple(tf.TensorSpec(tensor.shape, tf.float32) for tensor in weights)
-    weights_type = tff.types.tensorflow_to_type(tff.learning.models.ModelWeights(tensors, ()))
+    weights_type = model_weights_type(weights)
     factory = _aggregation_factory(spec)
     return ServerPieces(
         weights_type=weights_type,
@@ -51,6 +58,12 @@ def build_server_pieces(weights: Sequence[TensorSpec], spec: AggregationSpec) ->
         finalizer=tff.learning.templates.build_apply_optimizer_finalizer(_server_optimizer(spec), weights_type),
         aggregate_metrics=tff.learning.metrics.sum_then_finalize,
     )
+
+
+def model_weights_type(weights: Sequence[TensorSpec]) -> tff.StructWithPythonType:
+    """``tff.learning.models.ModelWeights`` with these trainable tensors and no others."""
+    tensors = tuple(tf.TensorSpec(tensor.shape, tf.float32) for tensor in weights)
+    return tff.types.tensorflow_to_type(tff.learning.models.ModelWeights(tensors, ()))
 
 
 def _aggregation_factory(spec: AggregationSpec) -> tff.aggregators.WeightedAggregationFactory:

@@ -1,24 +1,20 @@
 """TFF's program API over a fleet: with these, ``tff.learning.programs.train_model`` runs unchanged on devices.
 
-The context answers at once with references to values to come; the round itself runs in a thread. The data source
-yields cohorts instead of data; its iterator is part of the program's state, so a restart goes on where it stopped.
+The context answers at once with references to values to come; the round itself runs in a thread.
 """
 
 import asyncio
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-import numpy as np
 import tensorflow_federated as tff
 
 from coordinator.errors import QuorumMissed
-from coordinator.tff.contexts import Cohort, InProcessContext
+from coordinator.tff.contexts import InProcessContext
 from coordinator.tff.in_process import flatten, leaf_types, unflatten
 
-__all__ = ["CohortIterator", "FleetDataSource", "FleetProgramContext"]
+__all__ = ["FleetProgramContext"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +29,8 @@ class FleetProgramContext(tff.program.FederatedContext):
 
     def __init__(self, context: InProcessContext, *, max_attempts: int = 3) -> None:
         self._context = context
+        if max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1")
         self._max_attempts = max_attempts
         self._turn = asyncio.Lock()
 
@@ -63,16 +61,17 @@ class FleetProgramContext(tff.program.FederatedContext):
         signature = comp.type_signature
         async with self._turn:
             ready = None if signature.parameter is None else await _resolve(arg, signature.parameter)
-            for attempt in range(1, self._max_attempts + 1):
+            attempt = 1
+            while True:
                 try:
                     result = await asyncio.to_thread(self._context.invoke, comp, ready)
                 except QuorumMissed as error:
                     if attempt == self._max_attempts:
                         raise
                     _LOG.warning("round_retried attempt=%d reason=%s", attempt, error)
+                    attempt += 1
                 else:
                     return flatten(result, signature.result)
-        raise ValueError("max_attempts must be at least 1")
 
 
 class _Reference(tff.program.MaterializableValueReference):
@@ -98,56 +97,7 @@ async def _resolve(value: Any, type_spec: tff.Type) -> Any:
     if isinstance(type_spec, tff.FederatedType):
         return value if type_spec.placement is tff.CLIENTS else await _resolve(value, type_spec.member)
     if isinstance(type_spec, tff.StructType):
-        elements = [
-            await _resolve(element, element_type)
-            for element, (_, element_type) in zip(
-                _one_level(value, type_spec), tff.structure.iter_elements(type_spec), strict=True
-            )
-        ]
-        return elements
+        named = list(tff.structure.iter_elements(type_spec))
+        values = [value[name] for name, _ in named] if isinstance(value, Mapping) else list(value)
+        return [await _resolve(element, element_type) for element, (_, element_type) in zip(values, named, strict=True)]
     return await value.get_value() if isinstance(value, tff.program.MaterializableValueReference) else value
-
-
-def _one_level(value: Any, type_spec: tff.StructType) -> list[Any]:
-    names = [name for name, _ in tff.structure.iter_elements(type_spec)]
-    return [value[name] for name in names] if isinstance(value, dict) else list(value)
-
-
-class _IteratorState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a restart needs to go on selecting."""
-
-    device_ids: tuple[str, ...]
-    quorum_fraction: float
-    seed: int
-    num_selected: int
-    federated_type: bytes
-
-
-class CohortIterator(tff.program.FederatedDataSourceIterator):
-    """Selects cohorts, uniformly and without replacement; the same state always selects the same ones.
-
-    Args:
-        state: Where to go on from; use `FleetDataSource.iterator` for the start.
-    """
-
-    def __init__(self, state: _IteratorState) -> None:
-        self._state = state
-
-    @property
-    def federated_type(self) -> tff.FederatedType:
-        """The type of a report, at CLIENTS."""
-        proto = tff.framework.ConcreteComputation
-        raise NotImplementedError(proto)
-
-    def select(self, k: int | None = None) -> Cohort:
-        """Selects the next cohort of ``k`` devices, or of all.
-
-        Raises:
-            ValueError: There are fewer devices.
-        """
-        roster = self._state.device_ids
-        size = len(roster) if k is None else k
-        rng = np.random.default_rng([self._state.seed, self._state.num_selected])
-        chosen = tuple(str(name) for name in rng.choice(np.array(roster), size, replace=False))
-        self._state = msgspec.structs.replace(self._state, num_selected=self._state.num_selected + 1)
-        return Cohort(device_ids=chosen, quorum=max(1, math.ceil(self._state.quorum_fraction * size)))

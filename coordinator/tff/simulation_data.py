@@ -27,7 +27,6 @@ def client_dataset(
     Returns:
         A ``tf.data.Dataset`` of ``((x, tickets), y)`` batches; the last of an epoch may be short.
     """
-
     steps = list(local_steps(plan, num_examples=len(y), round_id=round_id, device_id=device_id))
     order = tf.constant(np.concatenate([step.indices for step in steps]))
     tickets = tf.constant(np.concatenate([step.tickets for step in steps]))

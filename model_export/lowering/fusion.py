@@ -61,37 +61,30 @@ def _is_monotone(operation: Operation) -> bool:
 
 
 def _join_pools(graph: ModelGraph) -> ModelGraph:
-    joined = {node.inputs[0] for node in graph.nodes if _joins(graph, node)}
+    pairs = {position: pair for position in range(len(graph.nodes)) if (pair := _joined_pair(graph, position))}
+    absorbed = {graph.nodes[pool].inputs[0] for pool in pairs}
     nodes: list[Node] = []
     new_position: dict[int, int] = {}
     for position, node in enumerate(graph.nodes):
-        if position in joined:
+        if position in absorbed:
             continue
-        if node.inputs and node.inputs[0] in joined:
-            node = _joined_node(graph, node)  # noqa: PLW2901 - from here on the joined node is the node
-        nodes.append(dataclasses.replace(node, inputs=tuple(new_position[source] for source in node.inputs)))
+        # A joined pool reads what its convolution read.
+        sources = graph.nodes[node.inputs[0]].inputs if position in pairs else node.inputs
+        operation = pairs.get(position, node.operation)
+        inputs = tuple(new_position[source] for source in sources)
+        nodes.append(dataclasses.replace(node, operation=operation, inputs=inputs))
         new_position[position] = len(nodes) - 1
     return dataclasses.replace(graph, nodes=tuple(nodes), logits=new_position[graph.logits])
 
 
-def _joins(graph: ModelGraph, node: Node) -> bool:
-    pool = node.operation
+def _joined_pair(graph: ModelGraph, position: int) -> Conv2DMaxPool | None:
+    """The pool at ``position`` and its convolution as one operation, if Winograd's phases are the pool's windows."""
+    pool = graph.nodes[position].operation
     if not isinstance(pool, MaxPool) or (pool.window, pool.strides, pool.padding) != (_TWO, _TWO, "valid"):
-        return False
-    convolution = graph.nodes[node.inputs[0]].operation
-    is_alone = graph.num_consumers()[node.inputs[0]] == 1
-    return (
-        isinstance(convolution, Conv2D)
-        and is_alone
-        and suits_winograd(convolution, graph.weight_shapes[convolution.kernel])
-    )
-
-
-def _joined_node(graph: ModelGraph, pool_node: Node) -> Node:
-    source = graph.nodes[pool_node.inputs[0]]
-    convolution, pool = source.operation, pool_node.operation
-    assert isinstance(convolution, Conv2D)  # noqa: S101 - narrows for mypy what _joins has checked
-    assert isinstance(pool, MaxPool)  # noqa: S101 - the same
-    return dataclasses.replace(
-        pool_node, operation=Conv2DMaxPool(convolution=convolution, pool=pool), inputs=source.inputs
-    )
+        return None
+    source = graph.nodes[position].inputs[0]
+    convolution = graph.nodes[source].operation
+    if not isinstance(convolution, Conv2D) or graph.num_consumers()[source] != 1:
+        return None
+    suits = suits_winograd(convolution, graph.weight_shapes[convolution.kernel])
+    return Conv2DMaxPool(convolution=convolution, pool=pool) if suits else None
