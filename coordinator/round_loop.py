@@ -75,7 +75,7 @@ class RoundLoop:
         store: Committed states are durable here before the next round is opened.
         publish: Sends a message: (topic, payload, retain).
         round_ids: Numbers the rounds.
-        on_round: Told of every round that is over.
+        on_round: Told of every round that is over, with the state that it left.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class RoundLoop:
         store: StateStore,
         publish: Callable[[str, bytes, bool], None],
         round_ids: RoundIds,
-        on_round: Callable[[RoundSummary], None],
+        on_round: Callable[[RoundSummary, ServerState], None],
     ) -> None:
         self._fleet = fleet
         self._aggregator = aggregator
@@ -191,7 +191,7 @@ class RoundLoop:
             "round_%s round_id=%d kind=%s updates=%d assigned=%d",
             *(round_.state.value, round_.round_id, round_.kind.value, summary.num_reports, summary.num_assigned),
         )
-        self._on_round(summary)
+        self._on_round(summary, self.state)
         return self._open_next(now)
 
     def _aggregate(self, round_: Round) -> Mapping[str, float]:

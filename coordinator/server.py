@@ -80,7 +80,7 @@ def run_rounds(
     bundle: TaskBundle,
     aggregator: Aggregator,
     task: TaskState,
-    on_round: Callable[[RoundSummary], None],
+    on_round: Callable[[RoundSummary, ServerState], None],
     stop: threading.Event,
 ) -> RoundLoop:
     """Runs rounds over a real broker until the schedule is done or ``stop`` is set.

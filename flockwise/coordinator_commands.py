@@ -104,7 +104,14 @@ def _serve(options: dict[str, Any]) -> int:
         click.echo(f"coordinator ready commits={task.state.num_commits}", err=True)
         config = dataclasses.replace(config, broker_url=url)
         show = _print_round_json if options["as_json"] else _print_round_line
-        loop = run_rounds(config, bundle=bundle, aggregator=aggregator, task=task, on_round=show, stop=stop)
+        loop = run_rounds(
+            config,
+            bundle=bundle,
+            aggregator=aggregator,
+            task=task,
+            on_round=lambda summary, _: show(summary),
+            stop=stop,
+        )
     if loop.gave_up:
         return _GAVE_UP
     return 0 if loop.is_done else _STOPPED

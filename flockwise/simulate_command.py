@@ -58,6 +58,14 @@ _UNFINISHED = 3
 @click.option("--learning-rate", type=float, default=0.2, show_default=True)
 @click.option("--aggregator", type=click.Choice(["numpy", "tff"]), default="numpy", show_default=True)
 @click.option("--broker", default="embedded", show_default=True, help="With --fleet processes.")
+@click.option(
+    "--out",
+    "out_dir",
+    type=click.Path(path_type=Path),
+    default=Path("flockwise-simulation"),
+    show_default=True,
+    help="Gets curve and report, with --fleet processes.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def simulate(**options: Any) -> None:
@@ -165,9 +173,11 @@ def _print_report(report: Any, num_devices: int, *, as_json: bool) -> None:
 
 
 def _run_processes(options: dict[str, Any]) -> int:
-    from simulators.demo import DemoConfig, run_demo
+    from simulators.demo import run_demo
+    from simulators.demo_report import DemoConfig
 
     config = DemoConfig(
+        out_dir=options["out_dir"],
         dataset=options["dataset"],
         model="mlp" if options["dataset"] != "mnist" else "cnn",
         num_devices=options["devices"],
@@ -181,7 +191,7 @@ def _run_processes(options: dict[str, Any]) -> int:
         data_dir=options["data_dir"],
         seed=options["seed"],
     )
-    report = run_demo(config, on_progress=lambda text: click.echo(text, err=True), on_round=lambda row: None)
+    report = run_demo(config, on_progress=lambda text: click.echo(text, err=True), on_round=lambda _: None)
     values = report.as_dict()
     if options["as_json"]:
         print_json(values)

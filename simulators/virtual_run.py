@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
-from edge_client.linear_trainer import LinearTrainer
 
 from broker_link.link import LinkEvent
 from coordinator.aggregation import Aggregator, ServerState
@@ -17,6 +16,7 @@ from coordinator.round_ids import RoundIds
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.task_bundle import TaskBundle
+from edge_client.linear_trainer import LinearTrainer
 from edge_client.training import ArrayExamples, TrainingJob
 from simulators.scenario import Scenario
 from simulators.virtual_fleet import BadWorld, VirtualFleet
@@ -113,7 +113,8 @@ def run_virtual(
     aggregator = aggregator or NumpyMeanAggregator(run.plan.weights, AggregationSpec())
     rounds: list[RoundSummary] = []
 
-    def note(summary: RoundSummary) -> None:
+    def note(summary: RoundSummary, state: ServerState) -> None:
+        del state
         rounds.append(summary)
         if on_round is not None:
             on_round(summary)

@@ -1,0 +1,84 @@
+"""What a demo is asked to show, and what it showed: values."""
+
+import dataclasses
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from coordinator.aggregation_spec import AggregationSpec
+from simulators.scenario import PartitionName
+
+__all__ = ["DemoConfig", "DemoReport", "DemoRound"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What to show."""
+
+    out_dir: Path
+    """Gets ``curve.png`` and ``report.json``."""
+    dataset: Literal["digits", "mnist", "csv"] = "digits"
+    model: Literal["mlp", "cnn"] = "mlp"
+    num_devices: int = 20
+    num_rounds: int = 10
+    num_epochs: int = 5
+    batch_size: int = 16
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    partition: PartitionName = "iid"
+    alpha: float = 1.0
+    broker: str = "embedded"
+    num_processes: int = 4
+    data_dir: Path | None = None
+    report_timeout_s: float = 600.0
+    seed: int = 0
+    aggregation: AggregationSpec = dataclasses.field(default_factory=AggregationSpec)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoRound:
+    """One committed round."""
+
+    round_id: int
+    num_reports: int
+    num_assigned: int
+    training_loss: float
+    test_accuracy: float
+    test_loss: float
+    duration_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoReport:
+    """What was shown; `flockwise-demo/report.json` holds `as_dict`."""
+
+    config: DemoConfig
+    rounds: tuple[DemoRound, ...]
+    evaluation: Mapping[str, float]
+    """Metrics of the closing federated evaluation, on the devices' own training examples."""
+    num_abandoned: int
+    rejections: Mapping[str, int]
+    num_parameters: int
+    model_bytes: int
+    op_counts: Mapping[str, int]
+    parity: Mapping[str, float]
+    """Largest errors of the exported file against Keras, from its certificate."""
+    finished: bool
+    seconds: Mapping[str, float]
+    """Wall time of each stage, and in total."""
+
+    @property
+    def final_accuracy(self) -> float:
+        """Test accuracy after the last committed round."""
+        return self.rounds[-1].test_accuracy if self.rounds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        values: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        values["final_test_accuracy"] = self.final_accuracy
+        values["machine"] = {"python": platform.python_version(), "system": platform.system(), "cpus": os.cpu_count()}
+        return values
