@@ -19,7 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from broker_link.backoff import FullJitterBackoff
 from broker_link.broker_url import BrokerUrl, parse_broker_url
-from broker_link.link import EventSink, Incoming, LinkDown, LinkUp, Will
+from broker_link.link import EventSink, Incoming, LinkDown, LinkUp, Will, topic_matches
 
 __all__ = ["PahoLink"]
 
@@ -176,6 +176,9 @@ class PahoLink:
 
     def _on_message(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
         del client, userdata
+        if not any(topic_matches(topic_filter, message.topic) for topic_filter in self._subscriptions):
+            _LOG.warning("link_message_unasked broker=%s", self._url)
+            return
         try:
             self._sink(Incoming(topic=message.topic, payload=bytes(message.payload)))
         except Exception:  # noqa: BLE001 - a raising callback would end paho's thread without a word

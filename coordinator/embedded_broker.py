@@ -94,11 +94,20 @@ def _serve(port: int, parent: multiprocessing.connection.Connection) -> None:
 async def _run_broker(port: int, parent: multiprocessing.connection.Connection) -> None:
     from amqtt.broker import Broker
 
+    class OwnRetainedOnly(Broker):  # type: ignore[misc]
+        """amqtt 0.12.1 sends a new client what is retained under *anybody's* subscriptions; this sends it its own."""
+
+        async def _publish_retained_messages_for_subscription(
+            self, subscription: tuple[str, int], session: object
+        ) -> None:
+            if any(subscriber is session for subscriber, _ in self._subscriptions.get(subscription[0], ())):
+                await super()._publish_retained_messages_for_subscription(subscription, session)
+
     config = {
         "listeners": {"default": {"type": "tcp", "bind": f"{_HOST}:{port}", "max_connections": 10_000}},
         "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
     }
-    broker = Broker(config)
+    broker = OwnRetainedOnly(config)
     await broker.start()
     parent.send_bytes(b"")
     gone = asyncio.Event()

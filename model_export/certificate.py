@@ -1,5 +1,7 @@
 """The parity certificate: what was exported, and how far it is from Keras."""
 
+from typing import Literal
+
 import msgspec
 
 __all__ = ["Certificate", "CheckedCase", "Tolerances", "decode_certificate", "encode_certificate"]
@@ -48,6 +50,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_parameters: int
     op_counts: dict[str, int]
     """TFLite builtin op -> how often it occurs, over all signatures. No Flex and no custom op."""
+    loss_reads: Literal["logits", "logits before the final softmax"]
+    """Where the loss is read from. Keras itself reads it before a final softmax, where nothing is clipped."""
     tolerances: Tolerances
     cases: tuple[CheckedCase, ...]
     num_steps_compared: int

@@ -50,8 +50,9 @@ def convert(step: TrainStep) -> bytes:
 def strip_initial_values(model: bytes) -> bytes:
     """Removes the op that initialises the variables, and the values it reads.
 
-    The file then holds the program only. LiteRT does not notice a missing ``restore``: whoever runs the file must call
-    it first.
+    The file then holds the program only. LiteRT does not notice a missing ``restore``: before it, variables hold
+    whatever was in memory, which ``train`` and ``evaluate`` turn into NaN and ``save`` hands out. Whoever runs the file
+    must call ``restore`` first.
     """
     parsed = _parse(model)
     initialisers = set()

@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -15,12 +15,13 @@ from model_export.conversion import convert, count_ops
 from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
 from model_export.lite_model import LiteModel
+from model_export.operations import ModelGraph
 from model_export.parity import GRADIENT_PROBE_LEARNING_RATE, ParityReport, check_parity, refuse_violations
-from model_export.plans import plan_for_graph
+from model_export.plans import PlanFields, plan_for_graph
 from model_export.train_step import TrainStep
 from wire_protocol.model_contract import CONTRACT_VERSION
 from wire_protocol.plan import TrainingPlan, encode_plan
-from wire_protocol.tensors import encode_tensors
+from wire_protocol.tensors import Tensors, encode_tensors
 
 __all__ = ["ExportResult", "build_export", "export_model"]
 
@@ -42,7 +43,7 @@ def export_model(
     out_dir: pathlib.Path,
     on_stage: Callable[[str], None] = lambda _: None,
     tolerances: Tolerances | None = None,
-    **plan_fields: Any,
+    **plan_fields: Unpack[PlanFields],
 ) -> ExportResult:
     """Exports a Keras model as a bundle: model file, plan, initial checkpoint, parity certificate.
 
@@ -52,7 +53,7 @@ def export_model(
         on_stage: Called with the name of each stage as it begins.
         tolerances: How far LiteRT may be from Keras; the defaults of ``Tolerances`` if not given.
         **plan_fields: ``batch_size`` and ``learning_rate``, and optionally ``momentum``, ``num_epochs``,
-            ``max_steps``, ``min_examples`` and ``seed``; see ``TrainingPlan``.
+            ``max_steps``, ``min_examples`` and ``seed``; see ``TrainingPlan`` for meanings and defaults.
 
     Raises:
         NotABundle: ``out_dir`` holds other files.
@@ -73,7 +74,7 @@ def build_export(
     *,
     on_stage: Callable[[str], None] = lambda _: None,
     tolerances: Tolerances | None = None,
-    **plan_fields: Any,
+    **plan_fields: Unpack[PlanFields],
 ) -> ExportResult:
     """Does everything that ``export_model`` does but write; arguments and errors are the same."""
     on_stage("reading the model")
@@ -86,13 +87,20 @@ def build_export(
     report = check_parity(LiteModel(file), KerasReference(model, graph), graph, plan, initial)
     allowed = tolerances or Tolerances()
     refuse_violations(report, allowed)
-    return _result(file, plan, encode_tensors(initial), report, allowed)
+    return _result(_Converted(file=file, graph=graph, plan=plan, initial=initial), report, allowed)
 
 
-def _result(
-    file: bytes, plan: TrainingPlan, checkpoint: bytes, report: ParityReport, tolerances: Tolerances
-) -> ExportResult:
-    encoded_plan = encode_plan(plan)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Converted:
+    file: bytes
+    graph: ModelGraph
+    plan: TrainingPlan
+    initial: Tensors
+
+
+def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances) -> ExportResult:
+    file, plan = converted.file, converted.plan
+    encoded_plan, checkpoint = encode_plan(plan), encode_tensors(converted.initial)
     certificate = Certificate(
         contract_version=CONTRACT_VERSION,
         model_sha256=hashlib.sha256(file).hexdigest(),
@@ -103,6 +111,7 @@ def _result(
         checkpoint_bytes=len(checkpoint),
         num_parameters=plan.num_parameters,
         op_counts=count_ops(file),
+        loss_reads="logits before the final softmax" if converted.graph.ends_in_softmax else "logits",
         tolerances=tolerances,
         cases=report.cases,
         num_steps_compared=sum(case.num_steps for case in report.cases),

@@ -1,7 +1,7 @@
 """The model a simulation trains: the same plan, weights, loss and dropout masks as the exported file."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import tensorflow as tf
 from model_export.keras_graph import read_graph
 from model_export.lowering.tensor_types import Tensor
 from model_export.native_forward import native_logits
-from model_export.plans import plan_for_graph
+from model_export.plans import PlanFields, plan_for_graph
 from wire_protocol.plan import TrainingPlan
 
 __all__ = ["SimulatedModel"]
@@ -25,13 +25,14 @@ class SimulatedModel:
 
     Args:
         model: A Keras classifier that can be exported.
-        **plan_fields: As in ``exporter.export_model``.
+        **plan_fields: See ``PlanFields``.
 
     Raises:
         UnsupportedModel: The model, or one of its layers, cannot be exported.
+        MalformedMessage: A plan field is out of its range (``wire_protocol.errors``).
     """
 
-    def __init__(self, model: Any, **plan_fields: Any) -> None:
+    def __init__(self, model: Any, **plan_fields: Unpack[PlanFields]) -> None:
         self._graph = read_graph(model)
         self._initial = tuple(weight.numpy().astype(np.float32) for weight in model.trainable_weights)
         self.plan: TrainingPlan = plan_for_graph(self._graph, **plan_fields)

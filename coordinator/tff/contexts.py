@@ -46,9 +46,10 @@ class RoundTransport(Protocol):
         """Asks the cohort to train from these weights."""
 
     def reports(self, round_id: int) -> Iterable[tuple[str, ClientUpdate]]:
-        """Yields (device_id, admitted update) as they arrive, blocking; ends at the round's deadline.
+        """Yields (device_id, admitted update) as they arrive, blocking; ends when all have reported, or at the deadline.
 
-        Duplicates and strangers are allowed; the context drops them.
+        Asking for the next one says that the last one has been folded. Duplicates and strangers are allowed; the
+        context drops them.
         """
 
     def close_round(self, round_id: int) -> None:
@@ -153,11 +154,9 @@ class FleetContext(InProcessContext):
         return running.finish()
 
     def _wanted(self, round_id: int, cohort: Cohort) -> Iterator[ClientUpdate]:
-        """Yields the first report of each device of the cohort; ends when all have reported."""
+        """Yields the first report of each device of the cohort."""
         awaited = set(cohort.device_ids)
         for device_id, update in self._transport.reports(round_id):
             if device_id in awaited:
                 awaited.remove(device_id)
                 yield update
-            if not awaited:
-                return

@@ -1,6 +1,5 @@
 """TFF contexts without TFF's worker process."""
 
-import gc
 import weakref
 
 import numpy as np
@@ -118,7 +117,6 @@ def test_no_update_outlives_its_fold(tiny_fleet, fleet):
                 metrics = Metrics(loss_sum=1.0, num_correct=1.0, weight_sum=2.0)
                 yield str(number), ClientUpdate(model_delta=delta, aggregation_weight=2.0, metrics=metrics)
                 del delta
-                gc.collect()
                 most_alive = max(most_alive, sum(ref() is not None for ref in alive))
 
     tff.framework.set_default_context(fleet_context(fleet, Counting(tiny_fleet.TanhMlp())))

@@ -1,6 +1,5 @@
 """TFF's own training program, unmodified, over devices."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +34,7 @@ def test_tffs_train_model_runs_over_devices_and_learns(uninterrupted):
     released, _ = uninterrupted
     metrics = released["metrics"]
     assert sorted(metrics) == [1, 2, 3, 4]
-    losses = [metrics[key][0]["model_metrics"]["loss"] for key in sorted(metrics)]
+    losses = [metrics[key]["model_metrics"]["loss"] for key in sorted(metrics)]
     assert losses[-1] < losses[0]
 
 
@@ -60,20 +59,17 @@ def test_a_program_killed_in_the_middle_of_a_round_ends_in_the_same_state(tiny_f
     assert transport.closed == [4, 5]  # round 3 died; its number is not used again
     expected, _ = uninterrupted
     key = "training_checkpoint_round_4"
-    pairs = zip(leaves(resumed[key][0]), leaves(expected[key][0]), strict=True)
+    pairs = zip(leaves(resumed[key]), leaves(expected[key]), strict=True)
     assert max(float(np.max(np.abs(a - b))) for a, b in pairs) <= 1e-6
-    shutil.rmtree(tmp_path / "states")
 
 
 def test_a_round_that_misses_its_quorum_is_tried_again(tiny_fleet, tmp_path):
     model = tiny_fleet.full_batch_model()
-    asleep_in_round_1 = set(tiny_fleet.PROGRAM_DEVICES)
 
     class Sleepy(tiny_fleet.DeviceThreads):
         def reports(self, round_id):
             yield from () if round_id == 1 else super().reports(round_id)
 
-    transport = Sleepy(model, silent=frozenset())
+    transport = Sleepy(model)
     tiny_fleet.run_program(tmp_path, num_rounds=1, transport=transport, model=model)
     assert transport.closed == [1, 2]
-    assert asleep_in_round_1

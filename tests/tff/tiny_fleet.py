@@ -196,8 +196,11 @@ def run_program(directory: Path, *, num_rounds: int, transport: DeviceThreads, m
     source = FleetDataSource(PROGRAM_DEVICES, weights=model.plan.weights, quorum_fraction=0.5)
 
     async def train() -> None:
+        weights = tff.learning.models.ModelWeights(model.initial_weights(), ())
+        state = await tff.program.materialize_value(fleet.set_model_weights(fleet.initialize(), weights))
         await tff.learning.programs.train_model(
             train_process=fleet,
+            initial_train_state=state,
             train_data_source=source,
             train_per_round_clients=4,
             train_total_rounds=num_rounds,
