@@ -7,6 +7,9 @@ from coordinator.round_policy import RoundPolicy
 
 __all__ = ["Population", "Waiting"]
 
+_MAX_KNOWN = 1_000_000
+"""Device ids remembered for pacing: bounds what made-up ids on an open broker can cost (about 100 MB)."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
@@ -47,8 +50,8 @@ class Population:
 
     def note_presence(self, device_id: str, *, is_online: bool) -> None:
         """Takes a presence message; a device that went offline no longer waits."""
-        self._known.add(device_id)
-        if is_online:
+        self._remember(device_id)
+        if is_online and device_id in self._known:
             self._online.add(device_id)
         else:
             self._online.discard(device_id)
@@ -60,7 +63,7 @@ class Population:
         Returns:
             Whether there was room; if not, the device is to be refused.
         """
-        self._known.add(device_id)
+        self._remember(device_id)
         if device_id not in self._waiting and len(self._waiting) >= self._policy.max_waiting:
             return False
         self._waiting[device_id] = Waiting(device_id=device_id, check_in=check_in, since=now)
@@ -83,6 +86,10 @@ class Population:
     def num_eligible(self, only: frozenset[str] | None) -> int:
         """Waiting devices, of those in ``only`` if given."""
         return len(self._waiting) if only is None else len(self._waiting.keys() & only)
+
+    def _remember(self, device_id: str) -> None:
+        if len(self._known) < _MAX_KNOWN:
+            self._known.add(device_id)
 
     def drain(self) -> list[Waiting]:
         """Removes and returns everyone that waits (to refuse them)."""

@@ -21,7 +21,7 @@ from coordinator.tff.in_process import compiled_graph, flatten, is_tensorflow, u
 from coordinator.tff.map_reduce_round import compile_initialize, compile_round
 from wire_protocol.tensors import Tensors
 
-__all__ = ["Cohort", "FleetContext", "InProcessContext", "RoundTransport"]
+__all__ = ["Cohort", "FleetContext", "InProcessContext", "RoundTransport", "replace_worker_context"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -107,6 +107,15 @@ class InProcessContext(tff.framework.SyncContext):
         if id(comp) not in self._rounds:
             self._rounds[id(comp)] = (comp, CompiledRound(compile_round(comp)))
         return self._rounds[id(comp)][1]
+
+
+def replace_worker_context() -> None:
+    """Puts an `InProcessContext` in the place of TFF's own default, whose first use would start the worker process.
+
+    A context that someone chose stays.
+    """
+    if isinstance(tff.framework.get_context_stack().current, tff.framework.SyncExecutionContext):
+        tff.framework.set_default_context(InProcessContext())
 
 
 class FleetContext(InProcessContext):

@@ -37,6 +37,10 @@ def dense(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Tensor, LayerPu
         dkernel = tf.matmul(tf.reshape(tf.transpose(dy), [1, num_out, num_rows]), rows)
         if not needs_dx:
             return None, dkernel
+        if num_rows == 1:
+            # TensorFlow 2.14's converter folds the other form's reshapes into a BATCH_MATMUL of the wrong rank.
+            column = tf.matmul(kernel, tf.reshape(dy, [1, num_out, 1]), transpose_a=True)
+            return tf.reshape(column, [1, num_in]), dkernel
         dx = tf.matmul(tf.reshape(dy, [1, num_rows, num_out]), kernel)
         return tf.reshape(dx, [num_rows, num_in]), dkernel
 

@@ -24,11 +24,11 @@ def _git(*arguments: str) -> list[str]:
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
 
 
-def _ids(paths):
-    return [str(path.relative_to(ROOT)) for path in paths]
+def _name(path):
+    return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=_ids)
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=_name)
 def test_every_module_says_what_it_offers(path):
     tree = ast.parse(path.read_text())
     offered = [

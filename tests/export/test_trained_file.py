@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from model_export.check_batches import CheckBatch
 from model_export.conversion import count_ops
+from model_export.exporter import build_export
 from model_export.lite_model import LiteModel
 from model_export.zoo import digits_cnn, digits_mlp
 from wire_protocol.local_order import local_steps
@@ -135,6 +136,11 @@ def test_what_the_padding_holds_changes_no_bit(cnn_export, rng):
         outcomes.append((file.evaluate(padded), file.train(padded, 0.05), file.save()))
     assert outcomes[0][:2] == outcomes[1][:2]
     assert_same(outcomes[0][2], outcomes[1][2])
+
+
+def test_a_batch_of_one_example_can_be_exported():
+    certificate = build_export(digits_mlp(), batch_size=1, learning_rate=0.05).certificate
+    assert [case.num_examples for case in certificate.cases] == [1, 1, 1, 1]
 
 
 def test_a_batch_of_padding_alone_leaves_the_weights_of_plain_sgd(cnn_export, rng):

@@ -64,9 +64,7 @@ class World:
         self.job = None
         self.visited = set()
         self.nonces = [b"?" * 16]
-        self.agent = DeviceAgent(
-            population="p", device_id="d", blobs={}, uniform=self.rng.uniform, token=self._token
-        )
+        self.agent = DeviceAgent(population="p", device_id="d", blobs={}, uniform=self.rng.uniform, token=self._token)
 
     def _token(self) -> bytes:
         self.nonces.append(self.rng.randbytes(16))

@@ -25,14 +25,17 @@ from wire_protocol.messages import (
     Refusal,
     RejectionReason,
     Report,
+    RoundClosed,
     RoundKind,
+    Withdrawal,
+    WithdrawalReason,
     decode_message,
     encode_message,
     message_kind,
 )
 from wire_protocol.plan import TensorSpec, TrainingPlan
 from wire_protocol.tensors import encode_tensors
-from wire_protocol.topics import device_down, device_up
+from wire_protocol.topics import device_down, device_up, population_round
 
 SHAPE = (40, 10)
 PLAN = TrainingPlan(
@@ -303,3 +306,21 @@ def test_a_lost_assignment_is_sent_again_with_the_same_nonce():
     again = bench.last("good", Assignment)
     assert (again.nonce, again.round_id) == (first.nonce, first.round_id)
     assert again.deadline_s == pytest.approx(60.0)
+
+
+def test_a_withdrawal_needs_the_nonce_of_the_assignment():
+    bench = Bench("good", "other")
+    forged = Withdrawal(round_id=1, nonce=bytes(16), reason=WithdrawalReason.DEADLINE)
+    bench.send("good", forged)
+    bench.report("good")
+    assert bench.folded == ["good"]
+    real = Withdrawal(round_id=1, nonce=bench.last("other", Assignment).nonce, reason=WithdrawalReason.TOO_FEW_EXAMPLES)
+    bench.send("other", real)
+    assert bench.ended == [RoundState.AGGREGATING]
+
+
+def test_everyone_is_told_which_round_has_closed():
+    bench = Bench("good", "slow", report_goal=1, over_selection=2.0)
+    bench.report("good")
+    closed = [message for message in bench.sent if message.topic == population_round("p")]
+    assert [decode_message(message.payload, RoundClosed).round_id for message in closed] == [1]

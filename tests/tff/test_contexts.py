@@ -1,5 +1,7 @@
 """TFF contexts without TFF's worker process."""
 
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -107,9 +109,11 @@ def test_no_update_outlives_its_fold(tiny_fleet, fleet):
 
     class Counting(tiny_fleet.DeviceThreads):
         def publish(self, round_id, cohort, weights):
+            del round_id, cohort
             self.weights = weights
 
         def reports(self, round_id):
+            del round_id
             nonlocal most_alive
             for number in range(30):
                 delta = tuple(np.full_like(weight, 0.01) for weight in self.weights)
@@ -125,7 +129,7 @@ def test_no_update_outlives_its_fold(tiny_fleet, fleet):
     assert most_alive <= 2
 
 
-def test_computations_that_are_no_map_reduce_round_are_refused(in_process_context):
+def test_computations_that_are_no_map_reduce_round_are_refused():
     import tensorflow as tf
     import tensorflow_federated as tff
 
@@ -145,7 +149,32 @@ def test_computations_that_are_no_map_reduce_round_are_refused(in_process_contex
         with_a_variable(1.0)
 
 
-def test_secure_sums_are_refused_with_a_reason(tiny_fleet):
+def test_building_an_aggregator_puts_tffs_worker_context_out_of_reach():
+    """In an interpreter of its own: here a fixture has done so already."""
+    code = (
+        "import tensorflow_federated as tff\n"
+        "from coordinator.aggregation_spec import AggregationSpec\n"
+        "from coordinator.tff.aggregator import TffAggregator\n"
+        "from wire_protocol.plan import TensorSpec\n"
+        "import psutil\n"
+        "TffAggregator([TensorSpec(shape=(2,))], AggregationSpec())\n"
+        "assert tff.tensorflow.computation(lambda: 7)() == 7\n"
+        "print(psutil.Process().children(recursive=True))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
+
+
+def test_a_context_that_someone_chose_is_left_alone(in_process_context):
+    import tensorflow_federated as tff
+
+    from coordinator.tff.contexts import replace_worker_context
+
+    replace_worker_context()
+    assert tff.framework.get_context_stack().current is in_process_context
+
+
+def test_secure_sums_are_refused_with_a_reason():
     import tensorflow_federated as tff
 
     from coordinator.tff.map_reduce_round import compile_round
@@ -160,7 +189,7 @@ def test_secure_sums_are_refused_with_a_reason(tiny_fleet):
         compile_round(secure_round)
 
 
-def test_computations_in_this_context_start_no_process(in_process_context, fleet):
+def test_computations_in_this_context_start_no_process(fleet):
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     state = fleet.initialize()
     fleet.get_model_weights(state)

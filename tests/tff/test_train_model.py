@@ -52,7 +52,7 @@ def test_a_program_killed_in_the_middle_of_a_round_ends_in_the_same_state(tiny_f
             [sys.executable, str(script), str(tmp_path)], stdout=log, stderr=log, check=False, timeout=240
         )
     assert killed.returncode == 9, (tmp_path / "log").read_text()
-    assert sorted(path.name for path in (tmp_path / "states").iterdir())[-1] == "state_0000000002.fwstate"
+    assert max(path.name for path in (tmp_path / "states").iterdir()) == "state_0000000002.fwstate"
     model = tiny_fleet.full_batch_model()
     transport = tiny_fleet.DeviceThreads(model)
     resumed = tiny_fleet.run_program(tmp_path, num_rounds=4, transport=transport, model=model)

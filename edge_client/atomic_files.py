@@ -1,0 +1,58 @@
+"""Files that are either the old ones or the new ones, whatever happens in between, a power cut included."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["PART_SUFFIX", "atomic_file", "remove_parts", "sync_directory", "write_atomically"]
+
+PART_SUFFIX = ".part"
+"""Ends the name of a file that is still being written; whatever bears it may be deleted at the next start."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a whole file: temporary file, fsync, rename, fsync of the directory.
+
+    Raises:
+        OSError: The disk is full, or the directory cannot be written; ``path`` is as it was.
+    """
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that becomes ``path`` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OSError: As ``write_atomically``.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
+    try:
+        with part.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_parts(directory: Path) -> None:
+    """Deletes what an earlier process left half written."""
+    for part in directory.glob(f".*{PART_SUFFIX}"):
+        part.unlink(missing_ok=True)

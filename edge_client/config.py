@@ -1,0 +1,114 @@
+"""The device's configuration: a TOML file, and environment variables over it.
+
+    [device]
+    id = "kitchen-pi"                 # made up once and kept in state_dir if left out
+    population = "digits"             # required
+    state_dir = "/var/lib/flockwise"
+    blob_cache_mb = 512
+    log_level = "info"
+    [broker]
+    url = "mqtts://broker.example"    # required; mqtt://host:port without TLS
+    ca_file = "ca.pem"                # the system's CAs if left out
+    username = "kitchen-pi"
+    password_file = "password"
+    [data]
+    path = "data"                     # required: a directory of examples or a CSV file
+    [training]
+    trainer = "litert"                # or "linear": softmax regression without a model file
+    num_threads = 1
+    time_limit_s = 3600
+    memory_limit_mb = 0               # limit of the trainer's address space; 0 is none, otherwise at least 256
+    idle_stop_s = 60                  # the trainer's process ends after this long without a job
+
+``FLOCKWISE__TRAINING__NUM_THREADS=2`` overrides ``num_threads`` of ``[training]``. Relative paths count from the
+directory of the file. What is not listed here is refused, with the nearest name that exists.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from broker_link.broker_url import parse_broker_url
+from wire_protocol.identifiers import checked_identifier
+
+__all__ = ["BrokerSection", "DataSection", "DeviceSection", "EdgeConfig", "TrainingSection", "config_as_dict"]
+
+_MIN_MEMORY_LIMIT_MB = 256
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Common settings of all sections. Their checks raise errors whose text begins with the key they are about."""
+
+
+class DeviceSection(_Section, frozen=True, kw_only=True):
+    """Who the device is and where it keeps things."""
+
+    id: str = ""
+    population: str
+    state_dir: str = ""
+    blob_cache_mb: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 512
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        checked_identifier(self.population, kind="population")
+        if self.id:
+            checked_identifier(self.id, kind="device")
+
+
+class BrokerSection(_Section, frozen=True, kw_only=True):
+    """Where the broker is and how to log in."""
+
+    url: str
+    ca_file: str = ""
+    username: str = ""
+    password_file: str = ""
+
+    def __post_init__(self) -> None:
+        url = parse_broker_url(self.url)
+        if self.ca_file and not url.is_tls:
+            raise ValueError("ca_file is of no use with mqtt://; use mqtts:// for TLS")
+        if bool(self.username) != bool(self.password_file):
+            raise ValueError("username and password_file belong together: give both or neither")
+        if self.username and url.username:
+            raise ValueError("the url names a user already; give the user once")
+
+
+class DataSection(_Section, frozen=True, kw_only=True):
+    """The local examples."""
+
+    path: str
+
+
+class TrainingSection(_Section, frozen=True, kw_only=True):
+    """What training may use of this machine."""
+
+    trainer: Literal["litert", "linear"] = "litert"
+    num_threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    time_limit_s: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    memory_limit_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    idle_stop_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.time_limit_s) and math.isfinite(self.idle_stop_s)):
+            raise ValueError("time_limit_s and idle_stop_s must be finite")
+        if 0 < self.memory_limit_mb < _MIN_MEMORY_LIMIT_MB:
+            raise ValueError(
+                f"memory_limit_mb must be 0 or at least {_MIN_MEMORY_LIMIT_MB}: the trainer does not start with less"
+            )
+
+
+class EdgeConfig(_Section, frozen=True, kw_only=True):
+    """Everything."""
+
+    device: DeviceSection
+    broker: BrokerSection
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+
+
+def config_as_dict(config: EdgeConfig) -> dict[str, Any]:
+    """The configuration for showing: a password in the broker's url is left out."""
+    shown: dict[str, Any] = msgspec.to_builtins(config)
+    shown["broker"]["url"] = str(parse_broker_url(config.broker.url))
+    return shown

@@ -1,0 +1,180 @@
+"""The round loop makes a state durable before any device can see it, and goes on after a failure."""
+
+import random
+
+import numpy as np
+import pytest
+
+from broker_link.link import Incoming, LinkUp
+from coordinator.aggregation_spec import AggregationSpec
+from coordinator.errors import AggregationError
+from coordinator.fleet import FleetCoordinator
+from coordinator.numpy_mean import NumpyMeanAggregator
+from coordinator.round_ids import RoundIds
+from coordinator.round_loop import RoundLoop, RoundSchedule
+from coordinator.round_policy import RoundPolicy
+from coordinator.round_table import RoundState
+from coordinator.task_bundle import TaskBundle
+from wire_protocol.blobs import split_blob
+from wire_protocol.messages import (
+    Assignment,
+    CheckIn,
+    Metrics,
+    Piece,
+    Refusal,
+    RefusalReason,
+    Report,
+    decode_message,
+    encode_message,
+    message_kind,
+)
+from wire_protocol.plan import TensorSpec, TrainingPlan
+from wire_protocol.tensors import encode_tensors
+from wire_protocol.topics import device_up
+
+PLAN = TrainingPlan(batch_size=4, learning_rate=0.1, input_shape=(2,), num_classes=2, weights=(TensorSpec(shape=(2,)),))
+BUNDLE = TaskBundle(plan=PLAN, model_bytes=b"m", initial_weights=(np.zeros(2, np.float32),))
+
+
+class Bench:
+    """A loop with one device, and a log of what was stored and what was published, in order."""
+
+    def __init__(self, *, aggregator=None, num_commits=2, state=None) -> None:
+        self.log: list[str] = []
+        self.assignments: list[Assignment] = []
+        self.refusals: list[Refusal] = []
+        self.summaries = []
+        aggregator = aggregator or NumpyMeanAggregator(PLAN.weights, AggregationSpec())
+        self.loop = RoundLoop(
+            fleet=FleetCoordinator(
+                population="p",
+                bundle=BUNDLE,
+                policy=RoundPolicy(report_goal=1, min_reports=1, over_selection=1.0),
+                rng=random.Random(0),
+                token=random.Random(0).randbytes,
+            ),
+            aggregator=aggregator,
+            state=state or aggregator.initialize(BUNDLE.initial_weights),
+            schedule=RoundSchedule(num_commits=num_commits, max_abandoned_in_a_row=3),
+            store=self,
+            publish=self.publish,
+            round_ids=RoundIds(),
+            on_round=lambda summary, state: self.summaries.append((summary, state)),
+        )
+        self.loop.handle(LinkUp(), now=0.0)
+        self.loop.start(now=0.0)
+
+    def save(self, state) -> None:
+        self.log.append(f"stored {state.num_commits}")
+
+    def publish(self, topic, payload, retain) -> None:
+        if topic.endswith("/assignment"):
+            self.assignments.append(decode_message(payload, Assignment))
+            self.log.append(f"assigned round {self.assignments[-1].round_id}")
+        if topic.endswith("/refusal"):
+            self.refusals.append(decode_message(payload, Refusal))
+
+    def send(self, message) -> None:
+        topic = device_up("p", "d", message_kind(message))
+        self.loop.handle(Incoming(topic=topic, payload=encode_message(message)), now=1.0)
+
+    def check_in(self) -> None:
+        self.send(CheckIn(nonce=bytes(16), task_id=BUNDLE.task_id, client_version="", contract_version=1))
+
+    def report(self, value: float) -> None:
+        blob = split_blob(encode_tensors((np.full(2, value, np.float32),)))
+        last = self.assignments[-1]
+        report = Report(
+            round_id=last.round_id,
+            nonce=last.nonce,
+            update=blob.ref,
+            piece_digests=b"",
+            num_examples=1,
+            aggregation_weight=1.0,
+            metrics=Metrics(loss_sum=1.0, num_correct=0.0, weight_sum=1.0),
+        )
+        self.send(report)
+        self.send(Piece(sha256=blob.ref.sha256, index=0, data=blob.data))
+
+
+def test_a_state_is_durable_before_a_device_is_sent_its_checkpoint():
+    bench = Bench()
+    for value in (1.0, 0.5):
+        bench.check_in()
+        bench.report(value)
+    assert bench.log == ["assigned round 1", "stored 1", "assigned round 2", "stored 2"]
+    assert bench.loop.is_done
+    np.testing.assert_allclose(bench.loop.state.weights[0], [1.5, 1.5])
+
+
+def test_a_state_that_cannot_be_stored_stops_the_loop_and_reaches_no_device():
+    bench = Bench()
+
+    def full_disk(state):
+        raise OSError("no space left on device")
+
+    bench.save = full_disk
+    bench.loop._store = bench
+    bench.check_in()
+    with pytest.raises(OSError, match="no space"):
+        bench.report(1.0)
+    assert bench.log == ["assigned round 1"]
+
+
+def test_a_failing_aggregation_abandons_the_round_and_the_next_one_starts_from_the_old_state():
+    class FailsOnce(NumpyMeanAggregator):
+        failed = False
+
+        def begin(self, state):
+            accumulator = super().begin(state)
+            if not FailsOnce.failed:
+                FailsOnce.failed = True
+
+                def finish():
+                    raise AggregationError("a fault")
+
+                accumulator.finish = finish
+            return accumulator
+
+    bench = Bench(aggregator=FailsOnce(PLAN.weights, AggregationSpec()), num_commits=1)
+    bench.check_in()
+    bench.report(7.0)
+    assert bench.summaries[0][0].state is RoundState.ABANDONED
+    assert bench.summaries[0][0].abandon_reason == "aggregation_failed"
+    bench.check_in()
+    bench.report(1.0)
+    assert bench.summaries[1][0].state is RoundState.COMMITTED
+    assert bench.summaries[1][0].round_id == 2
+    np.testing.assert_allclose(bench.loop.state.weights[0], [1.0, 1.0])
+
+
+def test_a_restarted_loop_counts_the_commits_before_the_restart():
+    first = Bench()
+    first.check_in()
+    first.report(1.0)
+    again = Bench(state=first.loop.state)
+    assert again.loop.num_commits == 1
+    again.check_in()
+    again.report(1.0)
+    assert again.loop.is_done
+
+
+def test_devices_that_wait_at_the_end_are_told_that_no_round_is_coming():
+    bench = Bench(num_commits=1)
+    bench.check_in()
+    nonce = bench.assignments[-1].nonce
+    bench.send(CheckIn(nonce=bytes(15) + b"x", task_id=BUNDLE.task_id, client_version="", contract_version=1))
+    assert bench.assignments[-1].nonce == nonce
+    topic = device_up("p", "e", "check-in")
+    waiting = CheckIn(nonce=b"e" * 16, task_id=BUNDLE.task_id, client_version="", contract_version=1)
+    bench.loop.handle(Incoming(topic=topic, payload=encode_message(waiting)), now=1.0)
+    bench.report(1.0)
+    assert [refusal.reason for refusal in bench.refusals] == [RefusalReason.NO_ROUND]
+
+
+def test_round_ids_are_never_reused_across_restarts(tmp_path):
+    path = tmp_path / "last_round_id"
+    ids = RoundIds(path)
+    assert [ids.next_id(), ids.next_id()] == [1, 2]
+    assert RoundIds(path).next_id() == 3
+    assert RoundIds(path, start=10).next_id() == 11
