@@ -164,7 +164,7 @@ class _Comparison:
         )
 
 
-def gradient_error(gradients: Sequence[npt.NDArray[np.float64]], expected: Sequence[npt.NDArray[np.float32]]) -> float:
+def gradient_error(gradients: Sequence[npt.NDArray[np.float64]], expected: Sequence[npt.NDArray[np.float64]]) -> float:
     """Largest difference of any tensor relative to that tensor's largest value; see ``CheckedCase``."""
     floor = _GRADIENT_FLOOR * max(float(np.abs(gradient).max()) for gradient in expected)
     tiny = float(np.finfo(np.float32).tiny)

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_client.example_store import write_examples
-
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator
 from coordinator.broker_choice import broker_at
@@ -21,6 +19,7 @@ from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.server import ServerConfig, TaskState, open_task_state, run_rounds, tff_aggregator
 from coordinator.task_bundle import TaskBundle, read_task_bundle
+from edge_client.example_store import write_examples
 from edge_client.litert_trainer import LiteRtTrainer
 from edge_client.training import ArrayExamples, TrainingJob
 from simulators.curve import draw_curve

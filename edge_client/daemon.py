@@ -1,0 +1,259 @@
+"""The device daemon: puts link, agent, stores and trainer together, and keeps them going. It decides nothing.
+
+One loop in one thread takes events from a queue (from the link's threads, from the trainer's) and from the clock,
+gives them to the agent, and does what the agent asks.
+"""
+
+import importlib.metadata
+import logging
+import math
+import os
+import queue
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Final, TypeAlias
+
+from broker_link.link import BrokerLink, EventSink, LinkDown, LinkEvent, LinkUp
+from edge_client.agent import DeviceAgent
+from edge_client.blob_store import FileBlobStore
+from edge_client.broker_access import broker_url_with_login
+from edge_client.channel import DeviceChannel
+from edge_client.config import EdgeConfig
+from edge_client.counts import RoundOutcome
+from edge_client.errors import StorageError
+from edge_client.events import (
+    Action,
+    DeviceEvent,
+    Publish,
+    SaveBlob,
+    StartJob,
+    StopJob,
+    Tick,
+    TrainingFailed,
+    TrainingFinished,
+)
+from edge_client.state_dir import StateDir
+from edge_client.trainer_options import TrainerOptions
+from edge_client.trainer_process import TrainerProcess
+
+__all__ = ["Daemon", "MakeLink", "client_version", "once", "paho_link", "run"]
+
+_LOG = logging.getLogger(__name__)
+_LONGEST_SLEEP_S: Final = 3600.0
+_MEGABYTE: Final = 1024 * 1024
+
+MakeLink: TypeAlias = Callable[[EdgeConfig, DeviceChannel, EventSink], BrokerLink]
+"""Makes the link of a device; events go to the sink."""
+
+
+def client_version() -> str:
+    """The installed version of this package."""
+    try:
+        return importlib.metadata.version("flockwise")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+def paho_link(config: EdgeConfig, channel: DeviceChannel, sink: EventSink) -> BrokerLink:
+    """The real link, over MQTT.
+
+    Raises:
+        ConfigError: The password file cannot be read.
+    """
+    from broker_link.paho_link import PahoLink
+
+    return PahoLink(
+        url=broker_url_with_login(config.broker),
+        client_id=f"{channel.population}-{channel.device_id}",
+        subscriptions=channel.subscriptions,
+        sink=sink,
+        will=channel.will,
+        ca_file=config.broker.ca_file or None,
+    )
+
+
+class Daemon:
+    """One device on one broker. ``serve`` runs it in the calling thread; ``stop`` may be called from anywhere.
+
+    Args:
+        config: The device's configuration.
+        make_link: Makes its link.
+
+    Raises:
+        StorageError: The state directory cannot be used, or another daemon uses it.
+        ConfigError: The password file cannot be read.
+    """
+
+    def __init__(self, config: EdgeConfig, *, make_link: MakeLink = paho_link) -> None:
+        self._events: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._state_dir = StateDir(Path(config.device.state_dir))
+        self._state_dir.lock()
+        self._blobs = FileBlobStore(self._state_dir.blobs, max_bytes=config.device.blob_cache_mb * _MEGABYTE)
+        self.agent = DeviceAgent(
+            population=config.device.population,
+            device_id=self._state_dir.device_id(config.device.id),
+            blobs=self._blobs,
+            uniform=random.SystemRandom().uniform,
+            token=lambda: os.urandom(16),
+            client_version=client_version(),
+        )
+        training = config.training
+        self._trainer = TrainerProcess(
+            options=TrainerOptions(
+                data_path=config.data.path,
+                trainer=training.trainer,
+                num_threads=training.num_threads,
+                memory_limit_mb=training.memory_limit_mb,
+            ),
+            time_limit_s=training.time_limit_s,
+            idle_stop_s=training.idle_stop_s,
+            wake=self._wake,
+        )
+        self._link = make_link(config, self.agent.channel, self._events.put)
+
+    def stop(self) -> None:
+        """Makes ``serve`` say goodbye and return. Safe in a signal handler and from any thread."""
+        self._is_stopping = True
+        self._wake()
+
+    def serve(self, *, until: Callable[[DeviceAgent], bool] = lambda _: False, timeout_s: float = math.inf) -> None:
+        """Takes part until stopped, until ``until`` says so, or until ``timeout_s`` has passed. Call it once."""
+        ends_at = time.monotonic() + timeout_s
+        _LOG.info("daemon_started device_id=%s pid=%d", self.agent.channel.device_id, os.getpid())
+        self._link.start()
+        try:
+            while not self._is_stopping and time.monotonic() < ends_at and not until(self.agent):
+                self._step(ends_at)
+        finally:
+            self._leave()
+
+    def _step(self, ends_at: float) -> None:
+        """Waits for the next event, of whatever kind, and handles it."""
+        due_at = min(ends_at, self.agent.next_wakeup(), self._trainer.next_wakeup())
+        wait_s = min(max(due_at - time.monotonic(), 0.0), _LONGEST_SLEEP_S)
+        try:
+            event = self._events.get(timeout=wait_s)
+        except queue.Empty:
+            event = None
+        if event is not None:
+            self._handle(event)
+        ended = self._trainer.poll()
+        if ended is not None:
+            self._handle(ended)
+        if time.monotonic() >= self.agent.next_wakeup():
+            self._handle(Tick())
+
+    def _handle(self, event: DeviceEvent) -> None:
+        _log_event(event)
+        state, outcome = self.agent.state, self.agent.last_outcome
+        actions = self.agent.handle(event, time.monotonic())
+        if self.agent.state is not state:
+            _LOG.info(
+                "session_moved from=%s to=%s round_id=%s", state.value, self.agent.state.value, self.agent.round_id
+            )
+        if self.agent.last_outcome is not outcome and self.agent.last_outcome is not None:
+            _log_outcome(self.agent.last_outcome)
+        self._perform(actions)
+
+    def _perform(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Publish():
+                    self._link.publish(action.topic, action.payload, retain=action.retain)
+                case StartJob():
+                    self._trainer.start(action.job)
+                case StopJob():
+                    self._trainer.stop()
+                case SaveBlob():
+                    self._save(action)
+
+    def _save(self, action: SaveBlob) -> None:
+        try:
+            self._blobs.put(action.sha256, action.data)
+        except StorageError as error:
+            # The agent has the bytes in memory: a full disk costs the next download, not this round.
+            _LOG.warning("blob_not_stored error=%r", str(error))
+
+    def _leave(self) -> None:
+        self._perform(self.agent.shut_down())
+        self._trainer.close()
+        self._link.stop()
+        self._state_dir.unlock()
+        _LOG.info("daemon_stopped device_id=%s", self.agent.channel.device_id)
+
+    def _wake(self) -> None:
+        self._events.put(None)
+
+
+def run(config: EdgeConfig, *, make_link: MakeLink = paho_link) -> None:
+    """Takes part in rounds until SIGTERM or SIGINT.
+
+    Raises:
+        EdgeClientError: The daemon cannot be started; see ``Daemon``.
+    """
+    _log_to_stderr(config)
+    daemon = Daemon(config, make_link=make_link)
+    _stop_on_signals(daemon)
+    daemon.serve()
+
+
+def once(config: EdgeConfig, *, timeout_s: float = math.inf, make_link: MakeLink = paho_link) -> RoundOutcome | None:
+    """Takes part in one round, then ends.
+
+    Returns:
+        How the round ended; None if none came within ``timeout_s``, or a signal came first.
+
+    Raises:
+        EdgeClientError: The daemon cannot be started; see ``Daemon``.
+    """
+    _log_to_stderr(config)
+    daemon = Daemon(config, make_link=make_link)
+    _stop_on_signals(daemon)
+    daemon.serve(until=lambda agent: agent.last_outcome is not None, timeout_s=timeout_s)
+    return daemon.agent.last_outcome
+
+
+def _stop_on_signals(daemon: Daemon) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        daemon.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _log_to_stderr(config: EdgeConfig) -> None:
+    logging.basicConfig(
+        level=config.device.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+
+
+def _log_event(event: DeviceEvent) -> None:
+    """What is worth a line: never a message's content, never a tensor."""
+    match event:
+        case LinkUp():
+            _LOG.info("connected")
+        case LinkDown():
+            _LOG.warning("disconnected reason=%r", event.reason)
+        case TrainingFinished():
+            _LOG.info(
+                "job_finished round_id=%d num_examples=%d duration_s=%.2f",
+                event.round_id,
+                event.result.num_examples,
+                event.result.duration_s,
+            )
+        case TrainingFailed():
+            _LOG.error("job_failed round_id=%d reason=%s detail=%r", event.round_id, event.reason.value, event.detail)
+        case _:
+            pass
+
+
+def _log_outcome(outcome: RoundOutcome) -> None:
+    reason = outcome.reason.value if outcome.reason is not None else "none"
+    _LOG.info("round_over round_id=%d ending=%s reason=%s", outcome.round_id, outcome.ending.value, reason)
