@@ -11,7 +11,6 @@ import os
 import queue
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -197,7 +196,6 @@ def run(config: EdgeConfig, *, make_link: MakeLink = paho_link) -> None:
     Raises:
         EdgeClientError: The daemon cannot be started; see ``Daemon``.
     """
-    _log_to_stderr(config)
     daemon = Daemon(config, make_link=make_link)
     _stop_on_signals(daemon)
     daemon.serve()
@@ -212,7 +210,6 @@ def once(config: EdgeConfig, *, timeout_s: float = math.inf, make_link: MakeLink
     Raises:
         EdgeClientError: The daemon cannot be started; see ``Daemon``.
     """
-    _log_to_stderr(config)
     daemon = Daemon(config, make_link=make_link)
     _stop_on_signals(daemon)
     daemon.serve(until=lambda agent: agent.last_outcome is not None, timeout_s=timeout_s)
@@ -226,12 +223,6 @@ def _stop_on_signals(daemon: Daemon) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-
-
-def _log_to_stderr(config: EdgeConfig) -> None:
-    logging.basicConfig(
-        level=config.device.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
 
 
 def _log_event(event: DeviceEvent) -> None:

@@ -1,7 +1,7 @@
 """`doctor`: named checks of the machine, the configuration and the broker, each with a remedy.
 
 Three groups, as in Azure IoT Edge's ``check``: the machine, this device's settings, and the connection. A check never
-raises; a check that cannot be made because an earlier one failed says so.
+raises. Without a valid configuration only the machine can be checked.
 """
 
 import dataclasses

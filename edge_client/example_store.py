@@ -17,6 +17,7 @@ whatever goes wrong (a full disk, a power cut) leaves the old examples in use.
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,15 +26,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.atomic_files import atomic_file, remove_parts, write_atomically
+from edge_client.atomic_files import PART_SUFFIX, atomic_file, remove_parts, write_atomically
 from edge_client.csv_examples import read_csv_examples
-from edge_client.errors import DataFormatError, DataNotFound, StorageError
+from edge_client.errors import DataError, DataFormatError, DataNotFound, StorageError
 from edge_client.example_header import HEADER_FILE, ExamplesHeader, read_header
 from edge_client.training import ArrayExamples
 
-__all__ = ["open_examples", "verify_examples", "write_examples"]
+__all__ = ["check_arrays", "open_examples", "verify_examples", "write_examples"]
 
 _CHUNK: Final = 1024
+_OUR_FILE: Final = re.compile(r"[xy]-[0-9a-f]{16}\.bin")
 
 
 def open_examples(path: Path) -> ArrayExamples:
@@ -73,12 +75,13 @@ def write_examples(target: Path, *, x: npt.NDArray[Any], y: npt.NDArray[Any], sc
         DataFormatError: Not such arrays, NaN or infinity, or ``target`` holds something else.
         StorageError: ``target`` cannot be written, and is unchanged.
     """
-    _check_arrays(x, y)
+    check_arrays(x, y)
     _check_target(target)
     x_dtype = "uint8" if x.dtype == np.uint8 else "float32"
     try:
         target.mkdir(parents=True, exist_ok=True)
         remove_parts(target)
+        old_files = _old_files(target)
         x_file, x_sha256 = _write_array(target, "x", x, x_dtype)
         y_file, y_sha256 = _write_array(target, "y", y, "int32")
         header = ExamplesHeader(
@@ -92,7 +95,8 @@ def write_examples(target: Path, *, x: npt.NDArray[Any], y: npt.NDArray[Any], sc
             y_sha256=y_sha256,
         )
         write_atomically(target / HEADER_FILE, msgspec.json.encode(header) + b"\n")
-        _remove_old(target, keep={x_file, y_file})
+        for name in old_files - {x_file, y_file}:
+            (target / name).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"the examples cannot be written to {target}: {error}") from error
     return len(y)
@@ -137,7 +141,12 @@ def _map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[An
         raise DataFormatError(f"{path} cannot be read: {error}") from error
 
 
-def _check_arrays(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+def check_arrays(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    """Refuses arrays that are no examples; values are checked when they are written.
+
+    Raises:
+        DataFormatError: Not numbers, not of the same length, or labels that are no class numbers.
+    """
     if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1 or len(y) == 0:
         raise DataFormatError(f"labels must be a vector of class numbers, not {y.dtype} {y.shape}")
     if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer)):
@@ -151,8 +160,15 @@ def _check_arrays(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
 def _check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise DataFormatError(f"{target} is a file; name a directory for the examples")
-    if target.is_dir() and not (target / HEADER_FILE).exists() and any(target.iterdir()):
-        raise DataFormatError(f"{target} holds other files; name an empty or new directory for the examples")
+    # An import that was cut short may have left its data files, and no header yet.
+    if target.is_dir() and not (target / HEADER_FILE).exists():
+        strange = [path for path in target.iterdir() if not (_OUR_FILE.fullmatch(path.name) or _is_part(path))]
+        if strange:
+            raise DataFormatError(f"{target} holds other files; name an empty or new directory for the examples")
+
+
+def _is_part(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(PART_SUFFIX)
 
 
 def _write_array(target: Path, prefix: str, values: npt.NDArray[Any], dtype: str) -> tuple[str, str]:
@@ -179,7 +195,11 @@ def _chunks(values: npt.NDArray[Any], dtype: str) -> Iterator[bytes]:
         yield converted.tobytes()
 
 
-def _remove_old(target: Path, *, keep: set[str]) -> None:
-    for path in [*target.glob("x*.bin"), *target.glob("y*.bin")]:
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
+def _old_files(target: Path) -> set[str]:
+    """The data files that are in use before an import, and those of imports that were cut short."""
+    files = {path.name for path in target.iterdir() if _OUR_FILE.fullmatch(path.name)}
+    try:
+        header = read_header(target)
+    except DataError:
+        return files
+    return files | {header.x_file, header.y_file}

@@ -52,7 +52,7 @@ def check_machine(config: EdgeConfig) -> Finding:
 
 
 def check_numpy(config: EdgeConfig) -> Finding:
-    """numpy's version."""
+    """The version of numpy."""
     del config
     version = tuple(int(part) for part in np.__version__.split(".")[:2])
     detail = f"numpy {np.__version__}"

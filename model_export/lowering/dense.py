@@ -51,7 +51,7 @@ def add_bias(x: Tensor, bias: Tensor) -> tuple[Tensor, Pullback]:
     """Adds ``bias`` [C] to ``x`` [..., C]; the pullback gives the bias's gradient (the input's is ``dy`` itself)."""
 
     def pullback(dy: Tensor) -> Tensor:
-        # An image at a time, then over the batch: one running sum over all pixels of a large batch rounds 5 times more.
+        # An image at a time, then over the batch: one running sum over a large batch rounds by 1e-5
         inner = list(range(1, len(x.shape) - 1))
         return tf.reduce_sum(tf.reduce_sum(dy, inner) if inner else dy, 0)
 

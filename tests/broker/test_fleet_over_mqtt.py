@@ -249,8 +249,11 @@ def test_tffs_own_train_model_runs_unmodified_over_devices_on_mqtt(
 
     async def program() -> None:
         tff.framework.set_default_context(FleetProgramContext(context))
+        weights = tff.learning.models.ModelWeights(bundle.initial_weights, ())
+        state = await tff.program.materialize_value(process.set_model_weights(process.initialize(), weights))
         await tff.learning.programs.train_model(
             train_process=process,
+            initial_train_state=state,
             train_data_source=FleetDataSource(sorted(examples), weights=bundle.plan.weights),
             train_per_round_clients=len(SIZES),
             train_total_rounds=2,
@@ -266,12 +269,11 @@ def test_tffs_own_train_model_runs_unmodified_over_devices_on_mqtt(
         asyncio.run(program())
     finally:
         transport.stop()
-    expected, _ = _simulate(model[1], examples, 1)
-    assert sorted(metrics.values()) == [1, 2]
+    expected, expected_metrics = _simulate(model[1], examples, 2)
     assert not fleet.intake.rejections
-    first = metrics.values()[1][0]["model_metrics"]
+    first = metrics.values()[1]["model_metrics"]
+    assert float(first["loss"]) == pytest.approx(float(expected_metrics[0]["loss"]), abs=1e-6)
     assert float(first["weight_sum"]) == 2 * sum(SIZES)
-    state = next(value for key, value in released.values().items() if key.startswith("training_checkpoint"))[0]
-    trainable = process.get_model_weights(state).trainable
-    assert all(np.isfinite(weight).all() for weight in trainable)
-    assert [weight.shape for weight in trainable] == [weight.shape for weight in expected]
+    # The second round starts from weights that differ in the last bit, which a ReLU's kink may blow up.
+    trained = process.get_model_weights(released.values()["training_checkpoint_round_2"]).trainable
+    assert max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(trained, expected, strict=True)) <= 1e-3

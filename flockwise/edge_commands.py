@@ -1,0 +1,279 @@
+"""`flockwise edge`: run and inspect the device daemon."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from broker_link.errors import LinkError
+from edge_client.errors import ConfigError, EdgeClientError
+from flockwise.reporting import one_line_errors, print_json
+
+if TYPE_CHECKING:
+    from edge_client.config import EdgeConfig
+    from edge_client.doctor import Finding
+
+__all__ = ["edge"]
+
+_NO_ROUND: Final = 3
+_REJECTED: Final = 4
+_NOT_COUNTED: Final = 5
+_COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+_config_option = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), envvar="FLOCKWISE_CONFIG",
+    help="TOML file. [default: ~/.config/flockwise/edge.toml or /etc/flockwise/edge.toml, if there is one]",
+)  # fmt: skip
+_json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+_dry_run_option = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and end.")
+_errors_in_one_line = one_line_errors(EdgeClientError, LinkError)
+
+
+@click.group()
+def edge() -> None:
+    """Run and inspect the device daemon.
+
+    Settings come from a TOML file and from variables such as FLOCKWISE__BROKER__URL, which win.
+
+    Example: flockwise edge doctor --config client.toml
+    """
+
+
+@edge.command()
+@_config_option
+@_json_option
+@_dry_run_option
+@_errors_in_one_line
+def run(config_path: Path | None, *, as_json: bool, dry_run: bool) -> None:
+    """Take part in rounds until stopped by SIGTERM or Ctrl-C. Its log goes to standard error.
+
+    Exit codes: 0 stopped by a signal, 1 failed to start, 2 wrong usage.
+
+    Example: flockwise edge run --config client.toml
+    """
+    config = _load(config_path)
+    if dry_run:
+        _print_plan(config, as_json=as_json)
+        return
+    from edge_client.daemon import run as run_daemon
+
+    _start_log(config, as_json=as_json)
+    run_daemon(config)
+
+
+@edge.command()
+@_config_option
+@click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="Give up after this. [default: never]")
+@_json_option
+@_dry_run_option
+@_errors_in_one_line
+def once(config_path: Path | None, *, timeout_s: float | None, as_json: bool, dry_run: bool) -> None:
+    """Take part in one round, then end.
+
+    Exit codes: 0 the report was accepted, 1 failed to start, 2 wrong usage, 3 no round came in time (or a signal
+    came first), 4 the report was rejected, 5 the round ended without it (withdrawn, closed, too late).
+
+    Example: flockwise edge once --config client.toml --timeout-s 600
+    """
+    config = _load(config_path)
+    if dry_run:
+        _print_plan(config, as_json=as_json)
+        return
+    from edge_client.daemon import once as run_once
+
+    _start_log(config, as_json=as_json)
+    outcome = run_once(config, timeout_s=timeout_s if timeout_s is not None else math.inf)
+    if outcome is None:
+        _print_outcome({"ending": "no_round"}, as_json=as_json)
+        sys.exit(_NO_ROUND)
+    reason = outcome.reason.value if outcome.reason is not None else None
+    values = {"round_id": outcome.round_id, "ending": outcome.ending.value, "reason": reason}
+    _print_outcome(values, as_json=as_json)
+    sys.exit({"accepted": 0, "rejected": _REJECTED}.get(outcome.ending.value, _NOT_COUNTED))
+
+
+@edge.command()
+@_config_option
+@_json_option
+def doctor(config_path: Path | None, *, as_json: bool) -> None:
+    """Check machine, settings, data and broker, and say how to mend what is wrong.
+
+    Exit codes: 0 nothing failed (there may be warnings), 1 something failed, 2 wrong usage.
+
+    Example: flockwise edge doctor --config client.toml
+    """
+    from edge_client.doctor import is_healthy
+
+    findings = _examine(config_path)
+    if as_json:
+        print_json({"healthy": is_healthy(findings), "checks": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            mark = click.style(f"{finding.status.value:4}", fg=_COLOURS[finding.status.value])
+            click.echo(f"{mark}  {finding.name:14} {finding.detail}")
+            if finding.remedy:
+                click.echo(f"      {'':14} -> {finding.remedy}")
+    sys.exit(0 if is_healthy(findings) else 1)
+
+
+@edge.command("show-config")
+@_config_option
+@_json_option
+@_errors_in_one_line
+def show_config(config_path: Path | None, *, as_json: bool) -> None:
+    """Show the settings in force, from file, environment and defaults; passwords are left out.
+
+    Exit codes: 0 shown, 1 the settings are not valid, 2 wrong usage.
+
+    Example: FLOCKWISE__TRAINING__NUM_THREADS=2 flockwise edge show-config --config client.toml
+    """
+    from edge_client.config import config_as_dict
+
+    values = config_as_dict(_load(config_path))
+    if as_json:
+        print_json(values)
+        return
+    for section, entries in values.items():
+        click.echo(f"[{section}]")
+        for key, value in entries.items():
+            click.echo(f"{key} = {json.dumps(value)}")
+
+
+@edge.command("import-data")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--labels", type=click.Path(path_type=Path), help="Label file, if SOURCE is .npy or raw.")
+@click.option("--out", "target", type=click.Path(path_type=Path), required=True, help="Directory to make or replace.")
+@click.option("--shape", "shape_text", help="Shape of one input, such as 28x28x1. [default: as in SOURCE]")
+@click.option("--scale", "scale_text", default="1", show_default=True, help="Factor for the inputs, such as 1/255.")
+@click.option(
+    "--dtype", type=click.Choice(["uint8", "int16", "int32", "float32", "float64"]), help="Numbers in raw inputs."
+)
+@click.option("--labels-dtype", type=click.Choice(["uint8", "int32", "int64"]), help="Numbers in raw labels.")
+@_json_option
+@_dry_run_option
+@_errors_in_one_line
+def import_data(**options: Any) -> None:
+    """Import examples from a CSV file, or from .npy or raw arrays, into a directory that the daemon can use.
+
+    A CSV file needs a header row; the column 'label', or else the last one, is the label. If anything goes wrong,
+    the examples that were there before stay.
+
+    Exit codes: 0 imported, 1 the source or the target is not usable, 2 wrong usage.
+
+    Example: flockwise edge import-data images.npy --labels labels.npy --scale 1/255 --out data
+    """
+    values = _import(options)
+    if options["as_json"]:
+        print_json(values)
+    else:
+        verb = "would import" if options["dry_run"] else "imported"
+        click.echo(f"{verb} {values['num_examples']} examples of shape {values['x_shape']} into {values['path']}")
+
+
+def _import(options: dict[str, Any]) -> dict[str, Any]:
+    from edge_client.example_store import check_arrays, write_examples
+    from edge_client.import_examples import read_array, read_csv_arrays, shaped
+
+    source, target = options["source"], options["target"]
+    scale, shape = _parse_scale(options["scale_text"]), _parse_shape(options["shape_text"])
+    if source.suffix.lower() == ".csv":
+        x, y = read_csv_arrays(source)
+    elif options["labels"] is None:
+        raise click.UsageError("arrays need their labels: --labels FILE")
+    else:
+        x, y = read_array(source, dtype=options["dtype"]), read_array(options["labels"], dtype=options["labels_dtype"])
+    x = shaped(x, shape)
+    check_arrays(x, y)
+    if not options["dry_run"]:
+        write_examples(target, x=x, y=y, scale=scale)
+    return {"path": str(target), "num_examples": len(y), "x_shape": list(x.shape[1:]), "scale": scale}
+
+
+def _parse_shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise click.UsageError(f"--shape {text!r} is no shape; write it like 28x28x1")
+    return shape
+
+
+def _parse_scale(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    try:
+        scale = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        scale = math.nan
+    if not math.isfinite(scale) or scale == 0:
+        raise click.UsageError(f"--scale {text!r} is no factor; write it like 0.5 or 1/255")
+    return scale
+
+
+def _load(config_path: Path | None) -> "EdgeConfig":
+    from edge_client.config_loader import default_config_path, load_config
+
+    return load_config(config_path or default_config_path(os.environ), os.environ)
+
+
+def _start_log(config: "EdgeConfig", *, as_json: bool) -> None:
+    from edge_client.device_log import log_to_stderr
+
+    log_to_stderr(config.device.log_level, style="json" if as_json else "text")
+
+
+def _examine(config_path: Path | None) -> "list[Finding]":
+    """All checks; without valid settings, those of the machine."""
+    from edge_client.broker_checks import BROKER_CHECKS
+    from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig
+    from edge_client.device_checks import DEVICE_CHECKS
+    from edge_client.doctor import CheckStatus, Finding, run_checks
+    from edge_client.machine_checks import MACHINE_CHECKS
+
+    try:
+        config = _load(config_path)
+    except ConfigError as error:
+        remedy = "mend it and run doctor again: data, disk and broker could not be checked"
+        broken = Finding(name="config", status=CheckStatus.FAIL, detail=str(error), remedy=remedy)
+        nothing = EdgeConfig(
+            device=DeviceSection(population="none"),
+            broker=BrokerSection(url="mqtt://localhost"),
+            data=DataSection(path=""),
+        )
+        return [broken, *run_checks(nothing, MACHINE_CHECKS)]
+    valid = Finding(name="config", status=CheckStatus.OK, detail=f"population {config.device.population}")
+    return [valid, *run_checks(config, (*MACHINE_CHECKS, *DEVICE_CHECKS, *BROKER_CHECKS))]
+
+
+def _print_plan(config: "EdgeConfig", *, as_json: bool) -> None:
+    """What a run with these settings would use; reads the examples."""
+    from edge_client.config import config_as_dict
+    from edge_client.example_store import open_examples
+
+    examples = open_examples(Path(config.data.path))
+    values = {
+        "would_run": True,
+        "population": config.device.population,
+        "broker": config_as_dict(config)["broker"]["url"],
+        "num_examples": examples.num_examples,
+        "input_shape": list(examples.input_shape),
+        "trainer": config.training.trainer,
+    }
+    if as_json:
+        print_json(values)
+    else:
+        click.echo(" ".join(f"{key}={value}" for key, value in values.items()))
+
+
+def _print_outcome(values: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(values)
+    else:
+        click.echo(" ".join(f"{key}={value}" for key, value in values.items() if value is not None))
