@@ -22,7 +22,15 @@ from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.task_bundle import TaskBundle
 
-__all__ = ["ServerConfig", "TaskState", "open_task_state", "run_rounds", "tff_aggregator"]
+__all__ = [
+    "ServerConfig",
+    "TaskState",
+    "artefact_aggregator",
+    "open_task_state",
+    "run_rounds",
+    "tff_aggregator",
+    "write_artefact",
+]
 
 _LOG = logging.getLogger(__name__)
 _MAX_WAIT_S = 1.0
@@ -46,6 +54,29 @@ def tff_aggregator(bundle: TaskBundle, spec: AggregationSpec) -> Aggregator:
     from coordinator.tff.aggregator import TffAggregator
 
     return TffAggregator(bundle.plan.weights, spec)
+
+
+def artefact_aggregator(directory: Path, bundle: TaskBundle) -> Aggregator:
+    """A compiled aggregation from its files: needs TensorFlow, but not TFF.
+
+    Raises:
+        CoordinatorError: The files are damaged, or were compiled for another model.
+    """
+    from coordinator.tff.artefact_aggregator import ArtefactAggregator
+    from coordinator.tff.server_artefact import read_server_artefact
+
+    aggregator = ArtefactAggregator(read_server_artefact(directory))
+    aggregator.initialize(bundle.initial_weights)
+    return aggregator
+
+
+def write_artefact(bundle: TaskBundle, spec: AggregationSpec, directory: Path) -> int:
+    """Compiles a task's aggregation with TFF and writes it; returns its size in bytes."""
+    from coordinator.tff.aggregator import TffAggregator
+    from coordinator.tff.server_artefact import write_server_artefact
+
+    write_server_artefact(TffAggregator(bundle.plan.weights, spec).artefact, directory)
+    return sum(path.stat().st_size for path in directory.iterdir())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

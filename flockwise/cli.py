@@ -6,6 +6,7 @@ what the coordinator imports.
 
 import importlib
 import importlib.metadata
+import os
 import sys
 from typing import Any
 
@@ -20,6 +21,10 @@ _VERBS = {
     "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
     "simulate": ("flockwise.simulate_command", "simulate", "Simulate a fleet of any size."),
 }
+
+# TensorFlow reads these when it is imported, which is later; what the user has set stays.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 _COORDINATOR_MODULES = {"amqtt", "keras", "matplotlib", "tensorflow", "tensorflow_federated"}
 

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,24 @@ __all__ = ["coordinator"]
 
 _GAVE_UP = 3
 _STOPPED = 4
+
+
+def _aggregation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how updates become the next model."""
+    options = (
+        click.option(
+            "--server-optimizer",
+            default="sgd",
+            show_default=True,
+            type=click.Choice(["sgd", "momentum", "adam", "adagrad", "yogi"]),
+        ),
+        click.option("--server-learning-rate", type=float, default=1.0, show_default=True),
+        click.option("--clipping", type=click.Choice(["none", "fixed", "adaptive"]), default="none", show_default=True),
+        click.option("--clipping-norm", type=float, help="With --clipping fixed."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -43,16 +62,14 @@ def coordinator() -> None:
 @click.option("--selection-timeout-s", type=float, default=60.0, show_default=True)
 @click.option("--report-timeout-s", type=float, default=600.0, show_default=True)
 @click.option("--evaluate-every", type=click.IntRange(0), default=0, show_default=True, help="Commits per evaluation.")
-@click.option(
-    "--server-optimizer",
-    default="sgd",
-    show_default=True,
-    type=click.Choice(["sgd", "momentum", "adam", "adagrad", "yogi"]),
-)
-@click.option("--server-learning-rate", type=float, default=1.0, show_default=True)
-@click.option("--clipping", type=click.Choice(["none", "fixed", "adaptive"]), default="none", show_default=True)
-@click.option("--clipping-norm", type=float, help="With --clipping fixed.")
+@_aggregation_options
 @click.option("--max-update-norm", type=float, default=float("inf"), help="Reject updates with a larger L2 norm.")
+@click.option(
+    "--artefact",
+    "artefact_dir",
+    type=click.Path(path_type=Path, exists=True),
+    help="Run this compiled aggregation (of coordinator compile) without TFF.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per round on standard output.")
 @click.option("--dry-run", is_flag=True, help="Check the settings and the bundle, say what would run, and end.")
 @one_line_errors(CoordinatorError, LinkError, ValueError)
@@ -68,19 +85,52 @@ def serve(**options: Any) -> None:
     sys.exit(_serve(options))
 
 
-def _serve(options: dict[str, Any]) -> int:
-    from coordinator.aggregation_spec import AggregationSpec
-    from coordinator.broker_choice import broker_at
-    from coordinator.server import open_task_state, run_rounds, tff_aggregator
+@coordinator.command(name="compile")
+@click.option("--task", "task_dir", type=click.Path(path_type=Path), required=True, help="Bundle of flockwise export.")
+@click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="Where to write the artefact.")
+@_aggregation_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--dry-run", is_flag=True, help="Check the bundle and the settings, and write nothing.")
+@one_line_errors(CoordinatorError, ValueError, OSError)
+def compile_(**options: Any) -> None:
+    """Compile a task's aggregation with TFF into files that run with TensorFlow alone.
+
+    Exit codes: 0 written, 1 failed, 2 wrong usage.
+
+    Example: flockwise coordinator compile --task bundle --out artefact --server-optimizer adam
+    --server-learning-rate 0.01
+    """
+    from coordinator.server import write_artefact
     from coordinator.task_bundle import read_task_bundle
 
     bundle = read_task_bundle(options["task_dir"])
-    spec = AggregationSpec(
+    spec = _aggregation_spec(options)
+    num_bytes = 0 if options["dry_run"] else write_artefact(bundle, spec, options["out_dir"])
+    values = {"task_id": bundle.task_id, "out": str(options["out_dir"]), "num_bytes": num_bytes}
+    if options["as_json"]:
+        print_json(values | {"written": not options["dry_run"]})
+    else:
+        click.echo(f"{'would write' if options['dry_run'] else 'wrote'} {values['out']} ({num_bytes} bytes)")
+
+
+def _aggregation_spec(options: dict[str, Any]) -> Any:
+    from coordinator.aggregation_spec import AggregationSpec
+
+    return AggregationSpec(
         server_optimizer=options["server_optimizer"],
         server_learning_rate=options["server_learning_rate"],
         clipping=options["clipping"],
         clipping_norm=options["clipping_norm"],
     )
+
+
+def _serve(options: dict[str, Any]) -> int:
+    from coordinator.broker_choice import broker_at
+    from coordinator.server import artefact_aggregator, open_task_state, run_rounds, tff_aggregator
+    from coordinator.task_bundle import read_task_bundle
+
+    bundle = read_task_bundle(options["task_dir"])
+    spec = _aggregation_spec(options)
     config = _server_config(options, broker_url="mqtt://127.0.0.1")
     if options["dry_run"]:
         print_json(
@@ -99,7 +149,10 @@ def _serve(options: dict[str, Any]) -> int:
         signal.signal(number, lambda *_: stop.set())
     with broker_at(options["broker"]) as url:
         click.echo(f"coordinator task={bundle.task_id} broker={url} compiling the aggregation ...", err=True)
-        aggregator = tff_aggregator(bundle, spec)
+        if options["artefact_dir"] is not None:
+            aggregator = artefact_aggregator(options["artefact_dir"], bundle)
+        else:
+            aggregator = tff_aggregator(bundle, spec)
         task = open_task_state(options["state_dir"], bundle, aggregator)
         click.echo(f"coordinator ready commits={task.state.num_commits}", err=True)
         config = dataclasses.replace(config, broker_url=url)

@@ -12,7 +12,7 @@ from typing import Final
 from model_export.errors import NotABundle
 from wire_protocol import model_contract as contract
 
-__all__ = ["Bundle", "write_bundle"]
+__all__ = ["Bundle", "refuse_other_files", "write_bundle"]
 
 _NAMES: Final = frozenset(
     (contract.BUNDLE_MODEL, contract.BUNDLE_PLAN, contract.BUNDLE_CHECKPOINT, contract.BUNDLE_CERTIFICATE)

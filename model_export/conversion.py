@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from model_export.errors import UnsupportedOp
 from model_export.train_step import TrainStep
 
-__all__ = ["convert", "count_ops", "refuse_non_builtin_ops"]
+__all__ = ["convert", "count_ops", "refuse_non_builtin_ops", "strip_initial_values"]
 
 _FILE_IDENTIFIER = b"TFL3"
 _OP_NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}

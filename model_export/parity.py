@@ -25,7 +25,7 @@ from model_export.lite_model import LiteModel
 from model_export.operations import ModelGraph
 from wire_protocol.plan import TrainingPlan
 
-__all__ = ["GRADIENT_PROBE_LEARNING_RATE", "ParityReport", "check_parity", "refuse_violations"]
+__all__ = ["GRADIENT_PROBE_LEARNING_RATE", "ParityReport", "check_parity", "gradient_error", "refuse_violations"]
 
 GRADIENT_PROBE_LEARNING_RATE: Final = 2.0**14
 _MOMENTUM_STEPS: Final = 3

@@ -3,6 +3,7 @@
 from typing import NotRequired, TypedDict, Unpack
 
 from model_export.operations import ModelGraph
+from wire_protocol.errors import MalformedMessage
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
 
 __all__ = ["PlanFields", "plan_for_graph"]
@@ -30,12 +31,15 @@ def plan_for_graph(graph: ModelGraph, **fields: Unpack[PlanFields]) -> TrainingP
     Raises:
         MalformedMessage: A field is out of its range; names it.
     """
-    plan = TrainingPlan(
-        input_shape=graph.input_shape,
-        num_classes=graph.num_classes,
-        has_dropout=bool(graph.dropouts),
-        weights=tuple(TensorSpec(shape=shape) for shape in graph.weight_shapes),
-        **fields,
-    )
+    try:
+        plan = TrainingPlan(
+            input_shape=graph.input_shape,
+            num_classes=graph.num_classes,
+            has_dropout=bool(graph.dropouts),
+            weights=tuple(TensorSpec(shape=shape) for shape in graph.weight_shapes),
+            **fields,
+        )
+    except ValueError as error:
+        raise MalformedMessage(f"not a training plan: {error}") from error
     # msgspec checks ranges when it decodes, not when it constructs: a plan that no device can read must not be made.
     return decode_plan(encode_plan(plan))

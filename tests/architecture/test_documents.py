@@ -40,7 +40,7 @@ def test_the_wire_document_states_the_limits_in_force():
     assert f"{limits.MAX_TENSORS:,}" in WIRE
 
 
-@pytest.mark.parametrize("verb", [[], ["coordinator", "serve"], ["demo"], ["export"], ["simulate"], ["edge", "run"],
+@pytest.mark.parametrize("verb", [[], ["coordinator", "serve"], ["coordinator", "compile"], ["demo"], ["export"], ["simulate"], ["edge", "run"],
                                   ["edge", "once"], ["edge", "doctor"], ["edge", "show-config"],
                                   ["edge", "import-data"]])  # fmt: skip
 def test_every_command_helps_with_an_example_and_its_exit_codes(verb):

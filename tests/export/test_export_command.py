@@ -64,7 +64,9 @@ def test_a_file_that_holds_code_is_not_run_but_refused(tmp_path, suffix):
         (["zoo:nothing", "--dry-run"], "digits_mlp"),
         (["missing.keras", "--dry-run"], "there is no file"),
         (["zoo:digits_mlp", "--dry-run", "--learning-rate", "-1"], "learning_rate"),
+        (["zoo:digits_mlp", "--dry-run", "--learning-rate", "nan"], "learning_rate"),
         (["zoo:digits_mlp", "--dry-run", "--momentum", "1"], "momentum"),
+        (["zoo:digits_mlp", "--dry-run", "--seed", 2**63], "seed"),
         (["zoo:digits_mlp", "--dry-run", "--batch-size", "0"], "batch-size"),
     ],
 )
