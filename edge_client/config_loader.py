@@ -25,6 +25,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
 }
 _PATHS: Final = (("device", "state_dir"), ("broker", "ca_file"), ("broker", "password_file"), ("data", "path"))
 _VARIABLE: Final = re.compile(ENV_PREFIX + r"([A-Za-z0-9]+)__([A-Za-z0-9_]+)")
+_LOGIN: Final = re.compile(r"//[^@]*@")
 _SECRETS: Final = {"url"}
 
 _Values = dict[str, dict[str, Any]]
@@ -112,7 +113,10 @@ def _convert_section(section: str, kind: type[msgspec.Struct], entries: Mapping[
         return msgspec.convert(entries, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(section, entries, error)) from error
-    except (InvalidBrokerUrl, InvalidIdentifier) as error:
+    except InvalidBrokerUrl as error:
+        # The complaint repeats the address, and an address may hold a password; so does the chained error.
+        raise ConfigError(f"broker.url: {_LOGIN.sub('//...@', str(error))}") from None
+    except InvalidIdentifier as error:
         raise ConfigError(f"[{section}]: {error}") from error
 
 

@@ -38,10 +38,7 @@ from wire_protocol.plan import TrainingPlan, encode_plan
 from wire_protocol.tensors import encode_tensors
 from wire_protocol.topics import device_down, parse_device_topic, population_round, population_task
 
-_UP = {
-    message_kind(kind): kind
-    for kind in (CheckIn, PieceListRequest, PieceRequest, Piece, Report, Withdrawal)
-}
+_UP = {message_kind(kind): kind for kind in (CheckIn, PieceListRequest, PieceRequest, Piece, Report, Withdrawal)}
 PLAN = TrainingPlan(
     batch_size=4,
     num_epochs=2,
@@ -206,9 +203,7 @@ class Bench:
         return self.handle(TrainingFinished(round_id=round_id, result=result))
 
     def receipt(self, assignment, status=ReceiptStatus.ACCEPTED, **fields):
-        return self.tell(
-            Receipt(round_id=assignment.round_id, nonce=assignment.nonce, status=status, **fields)
-        )
+        return self.tell(Receipt(round_id=assignment.round_id, nonce=assignment.nonce, status=status, **fields))
 
 
 @pytest.fixture

@@ -36,9 +36,7 @@ def _examples(n=10, *, seed=0, shape=(2, 3), classes=4):
 def _job(plan, kind=RoundKind.TRAIN, *, seed=1, round_id=5):
     rng = np.random.default_rng(seed)
     checkpoint = tuple(rng.normal(size=spec.shape).astype(np.float32) for spec in plan.weights)
-    return TrainingJob(
-        kind=kind, plan=plan, model=b"", checkpoint=checkpoint, round_id=round_id, device_id="d1"
-    )
+    return TrainingJob(kind=kind, plan=plan, model=b"", checkpoint=checkpoint, round_id=round_id, device_id="d1")
 
 
 @settings(max_examples=30, deadline=None)

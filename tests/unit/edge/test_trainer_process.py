@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,8 +109,7 @@ def busy_owner(many_data):
 
 def _is_alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as stream:
-            return stream.read().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
     except FileNotFoundError:
         return False
 
@@ -118,8 +118,7 @@ def _wait_until_training(pid):
     """Waits until the child has used more processor time than starting up takes."""
     ends_at = time.monotonic() + PATIENCE_S
     while True:
-        with open(f"/proc/{pid}/stat") as stream:
-            user_ticks = int(stream.read().rsplit(")", 1)[1].split()[11])
+        user_ticks = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11])
         if user_ticks / os.sysconf("SC_CLK_TCK") > 0.6:
             return
         assert time.monotonic() < ends_at, "the job does not run"
@@ -252,21 +251,17 @@ def test_memory_beyond_the_limit_fails_the_job_and_not_the_daemon(tmp_path):
 
 def test_the_child_dies_with_its_parent_in_the_middle_of_a_job(many_data):
     program = f"""
-import sys, time
-sys.path.insert(0, {os.getcwd()!r})
-from tests_of_the_trainer import ENDLESS, Owner
-owner = Owner({str(many_data)!r})
-owner.process.start(ENDLESS)
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("tests_of_the_trainer", {__file__!r})
+module = importlib.util.module_from_spec(spec)
+sys.modules["tests_of_the_trainer"] = module
+spec.loader.exec_module(module)
+owner = module.Owner({str(many_data)!r})
+owner.process.start(module.ENDLESS)
 print(owner.process.pid, flush=True)
 time.sleep(600)
 """
-    loader = "import importlib.util, sys\n" + (
-        f"spec = importlib.util.spec_from_file_location('tests_of_the_trainer', {__file__!r})\n"
-        "module = importlib.util.module_from_spec(spec)\n"
-        "sys.modules['tests_of_the_trainer'] = module\n"
-        "spec.loader.exec_module(module)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", loader + program], stdout=subprocess.PIPE)
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     child = int(parent.stdout.readline())
     _wait_until_training(child)
     parent.kill()

@@ -1,0 +1,293 @@
+"""The daemon with its real parts: agent, stores, trainer process; the broker is the one in memory."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from broker_link.link import Incoming
+from broker_link.memory_broker import MemoryBroker
+from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
+from edge_client.counts import RoundEnding
+from edge_client.daemon import Daemon, once
+from edge_client.errors import StorageError
+from edge_client.example_store import write_examples
+from edge_client.linear_trainer import LinearTrainer, linear_weights
+from edge_client.training import ArrayExamples, TrainingJob
+from wire_protocol.blobs import BlobAssembler, split_blob
+from wire_protocol.messages import (
+    Assignment,
+    CheckIn,
+    DeviceStatus,
+    Piece,
+    PieceList,
+    PieceListRequest,
+    PieceRequest,
+    Receipt,
+    ReceiptStatus,
+    RejectionReason,
+    Report,
+    RoundKind,
+    TaskAnnouncement,
+    Withdrawal,
+    WithdrawalReason,
+    decode_message,
+    encode_message,
+    message_kind,
+)
+from wire_protocol.plan import TrainingPlan, encode_plan
+from wire_protocol.tensors import decode_tensors, encode_tensors
+from wire_protocol.topics import device_down, parse_device_topic, population_task, status_filter, up_filter
+
+WEIGHTS = linear_weights(input_shape=(300,), num_classes=3)
+PLAN = TrainingPlan(
+    batch_size=4, num_epochs=2, learning_rate=0.1, input_shape=(300,), num_classes=3, weights=WEIGHTS, min_examples=10
+)
+CHECKPOINT = tuple(np.zeros(spec.shape, np.float32) for spec in WEIGHTS)
+X = np.random.default_rng(3).normal(size=(20, 300)).astype(np.float32)
+Y = np.arange(20, dtype=np.int32) % 3
+_UP = {message_kind(kind): kind for kind in (CheckIn, PieceListRequest, PieceRequest, Piece, Report, Withdrawal)}
+PATIENCE_S = 60.0
+
+
+class ScriptedCoordinator:
+    """Answers one device on an in-memory broker: one round, and a receipt of the given status."""
+
+    def __init__(self, *, status=ReceiptStatus.ACCEPTED, max_rounds=10**9):
+        self.broker = MemoryBroker(schedule=lambda delay_s, deliver: deliver())
+        self.blobs = [split_blob(d, piece_bytes=1024) for d in (encode_plan(PLAN), b"m" * 2000, self._checkpoint())]
+        self.status, self.rounds_left = status, max_rounds
+        self.received, self.presence, self.update = [], [], None
+        self.round_id = 0
+        self._link = self.broker.link(subscriptions=[up_filter("p"), status_filter("p")], sink=self._on_event)
+        self._link.start()
+        task = TaskAnnouncement(task_id="t", plan=self.blobs[0].ref, model=self.blobs[1].ref)
+        self.broker.publish(population_task("p"), encode_message(task), retain=True)
+
+    @staticmethod
+    def _checkpoint():
+        return encode_tensors(CHECKPOINT)
+
+    def make_link(self, config, channel, sink):
+        del config
+        return self.broker.link(subscriptions=channel.subscriptions, sink=sink, will=channel.will)
+
+    def of(self, kind):
+        return [message for message in self.received if isinstance(message, kind)]
+
+    def _on_event(self, event):
+        if not isinstance(event, Incoming):
+            return
+        topic = parse_device_topic(event.topic)
+        if topic.direction == "status":
+            self.presence.append(decode_message(event.payload, DeviceStatus).presence)
+            return
+        message = decode_message(event.payload, _UP[topic.kind])
+        self.received.append(message)
+        for answer in self._answers(message):
+            self.broker.publish(device_down("p", topic.device_id, message_kind(answer)), encode_message(answer))
+
+    def _answers(self, message):
+        match message:
+            case CheckIn() if self.rounds_left > 0:
+                self.rounds_left -= 1
+                self.round_id += 1
+                plan, model, checkpoint = (blob.ref for blob in self.blobs)
+                yield Assignment(
+                    round_id=self.round_id,
+                    nonce=b"n" * 16,
+                    check_in=message.nonce,
+                    kind=RoundKind.TRAIN,
+                    task_id="t",
+                    plan=plan,
+                    model=model,
+                    checkpoint=checkpoint,
+                    deadline_s=600.0,
+                )
+            case PieceListRequest():
+                blob = self._blob(message.sha256)
+                yield PieceList(sha256=message.sha256, digests=blob.piece_digests)
+            case PieceRequest():
+                blob = self._blob(message.sha256)
+                for index in message.indices:
+                    yield Piece(sha256=message.sha256, index=index, data=blob.piece(index))
+            case Report():
+                self.update = BlobAssembler(message.update)
+            case Piece():
+                self.update.add(message.index, message.data)
+                if self.update.is_complete:
+                    reason = RejectionReason.LATE if self.status is ReceiptStatus.REJECTED else None
+                    yield Receipt(round_id=self.round_id, nonce=b"n" * 16, status=self.status, reason=reason)
+
+    def _blob(self, sha256):
+        return next(blob for blob in self.blobs if blob.ref.sha256 == sha256)
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_examples(tmp_path / "data", x=X, y=Y)
+    return _config(tmp_path)
+
+
+def _config(tmp_path, **training):
+    return EdgeConfig(
+        device=DeviceSection(population="p", id="d1", state_dir=str(tmp_path / "state")),
+        broker=BrokerSection(url="mqtt://localhost"),
+        data=DataSection(path=str(tmp_path / "data")),
+        training=TrainingSection(trainer="linear", **training),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handlers():
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def test_one_round_reports_what_the_trainer_computes_from_the_local_examples(config):
+    coordinator = ScriptedCoordinator()
+    outcome = once(config, timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    assert outcome.ending is RoundEnding.ACCEPTED
+    assert coordinator.presence == ["online", "offline"]
+    job = TrainingJob(kind=RoundKind.TRAIN, plan=PLAN, model=b"", checkpoint=CHECKPOINT, round_id=1, device_id="d1")
+    expected = LinearTrainer().train(job, ArrayExamples(x=X, y=Y))
+    [report] = coordinator.of(Report)
+    assert report.num_examples == 20
+    assert report.aggregation_weight == 40.0
+    assert report.metrics == expected.metrics
+    for delta, wanted in zip(decode_tensors(coordinator.update.result(), WEIGHTS), expected.model_delta, strict=True):
+        np.testing.assert_array_equal(delta, wanted)
+
+
+def test_blobs_fetched_once_are_there_after_a_restart(config):
+    coordinator = ScriptedCoordinator()
+    once(config, timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    assert coordinator.of(PieceRequest)
+    coordinator.received.clear()
+    once(config, timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    assert coordinator.of(PieceRequest) == coordinator.of(PieceListRequest) == []
+    assert len(coordinator.of(Report)) == 1
+
+
+def test_a_rejected_report_is_told_with_its_reason(config):
+    coordinator = ScriptedCoordinator(status=ReceiptStatus.REJECTED)
+    outcome = once(config, timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    assert (outcome.ending, outcome.reason) == (RoundEnding.REJECTED, RejectionReason.LATE)
+
+
+def test_too_few_examples_decline_the_round(tmp_path):
+    write_examples(tmp_path / "data", x=X[:9], y=Y[:9])
+    coordinator = ScriptedCoordinator()
+    outcome = once(_config(tmp_path), timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    assert (outcome.ending, outcome.reason) == (RoundEnding.WITHDRAWN, WithdrawalReason.TOO_FEW_EXAMPLES)
+    assert [message.reason for message in coordinator.of(Withdrawal)] == [WithdrawalReason.TOO_FEW_EXAMPLES]
+
+
+def test_no_round_in_time_gives_no_outcome(config):
+    coordinator = ScriptedCoordinator(max_rounds=0)
+    assert once(config, timeout_s=0.2, make_link=coordinator.make_link) is None
+    assert coordinator.presence == ["online", "offline"]
+
+
+def test_a_disk_that_takes_no_blobs_costs_a_download_and_not_the_round(config, tmp_path, caplog):
+    coordinator = ScriptedCoordinator()
+    daemon = Daemon(config, make_link=coordinator.make_link)
+    (tmp_path / "state" / "blobs").rmdir()
+    daemon.serve(until=lambda agent: agent.last_outcome is not None, timeout_s=PATIENCE_S)
+    assert daemon.agent.last_outcome.ending is RoundEnding.ACCEPTED
+    assert "blob_not_stored" in caplog.text
+
+
+def test_a_second_daemon_on_the_same_state_is_refused_until_the_first_has_left(config):
+    coordinator = ScriptedCoordinator(max_rounds=0)
+    first = Daemon(config, make_link=coordinator.make_link)
+    with pytest.raises(StorageError, match="another daemon"):
+        Daemon(config, make_link=coordinator.make_link)
+    first.stop()
+    first.serve()
+    second = Daemon(config, make_link=coordinator.make_link)
+    second.stop()
+    second.serve()
+
+
+def test_stop_in_the_middle_of_a_job_gives_the_assignment_back_and_leaves_no_process(tmp_path):
+    write_examples(tmp_path / "data", x=np.tile(X, (500, 1)), y=np.tile(Y, 500))
+    coordinator = ScriptedCoordinator()
+    endless = encode_plan(TrainingPlan(**{name: getattr(PLAN, name) for name in PLAN.__struct_fields__} | {
+        "num_epochs": 1000, "batch_size": 1}))  # fmt: skip
+    coordinator.blobs[0] = split_blob(endless, piece_bytes=1024)
+    daemon = Daemon(_config(tmp_path), make_link=coordinator.make_link)
+    pids = []
+
+    def stop_when_training():
+        ends_at = time.monotonic() + PATIENCE_S
+        while daemon._trainer.pid is None and time.monotonic() < ends_at:
+            time.sleep(0.01)
+        pids.append(daemon._trainer.pid)
+        daemon.stop()
+
+    watcher = threading.Thread(target=stop_when_training)
+    watcher.start()
+    daemon.serve(timeout_s=2 * PATIENCE_S)
+    watcher.join()
+    assert [message.reason for message in coordinator.of(Withdrawal)] == [WithdrawalReason.SHUTTING_DOWN]
+    assert coordinator.presence == ["online", "offline"]
+    assert pids[0] is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def test_a_made_up_id_is_kept(tmp_path):
+    write_examples(tmp_path / "data", x=X, y=Y)
+    config = EdgeConfig(
+        device=DeviceSection(population="p", state_dir=str(tmp_path / "state")),
+        broker=BrokerSection(url="mqtt://localhost"),
+        data=DataSection(path=str(tmp_path / "data")),
+    )
+    ids = []
+    for _ in range(2):
+        daemon = Daemon(config, make_link=ScriptedCoordinator(max_rounds=0).make_link)
+        ids.append(daemon.agent.channel.device_id)
+        daemon.stop()
+        daemon.serve()
+    assert ids[0] == ids[1]
+    (tmp_path / "state" / "device_id").write_text("not/an/id")
+    with pytest.raises(StorageError, match="device's id"):
+        Daemon(config, make_link=ScriptedCoordinator().make_link)
+
+
+def test_the_log_names_events_and_holds_no_numbers_of_the_model(config, caplog):
+    caplog.set_level(logging.DEBUG)
+    once(config, timeout_s=PATIENCE_S, make_link=ScriptedCoordinator().make_link)
+    events = [record.getMessage().split(" ")[0] for record in caplog.records if record.name.startswith("edge_client")]
+    for event in ("daemon_started", "connected", "session_moved", "job_finished", "round_over", "daemon_stopped"):
+        assert event in events
+    assert "array" not in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_real_command_cleanly(tmp_path, number):
+    write_examples(tmp_path / "data", x=X, y=Y)
+    path = tmp_path / "client.toml"
+    path.write_text(
+        f'[device]\npopulation = "p"\nstate_dir = {json.dumps(str(tmp_path / "state"))}\n'
+        '[broker]\nurl = "mqtt://127.0.0.1:9"\n[data]\npath = "data"\n'
+    )
+    command = [sys.executable, "-c", "from flockwise.cli import main; main()", "edge", "run", "--config", str(path)]
+    process = subprocess.Popen([*command, "--json"], stderr=subprocess.PIPE, text=True)
+    first = json.loads(process.stderr.readline())
+    assert first["event"] == "daemon_started"
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait(PATIENCE_S) == 0
+    process.stderr.close()
+    assert json.loads(rest.splitlines()[-1])["event"] == "daemon_stopped"

@@ -1,0 +1,214 @@
+"""`flockwise edge`: what it prints, how it ends, and that nobody ever sees a traceback."""
+
+import json
+import socket
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
+from edge_client.device_checks import DEVICE_CHECKS
+from edge_client.doctor import CheckStatus, Finding, is_healthy, run_checks
+from edge_client.example_store import open_examples, write_examples
+from edge_client.machine_checks import MACHINE_CHECKS
+from edge_client.state_dir import StateDir
+from flockwise.edge_commands import edge
+
+X = np.arange(60, dtype=np.float32).reshape(30, 2)
+Y = np.arange(30) % 2
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A directory with a valid configuration, whose broker's port is closed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLOCKWISE_CONFIG", raising=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    write_examples(tmp_path / "data", x=X, y=Y)
+    (tmp_path / "client.toml").write_text(
+        f'[device]\npopulation = "p"\nid = "d1"\nstate_dir = "state"\n[broker]\nurl = "mqtt://me:hunter2@127.0.0.1:{port}"\n'
+        '[data]\npath = "data"\n[training]\ntrainer = "linear"\n'
+    )
+    return tmp_path
+
+
+def _run(*words):
+    return CliRunner().invoke(edge, list(words))
+
+
+def _config(home, **sections):
+    defaults = {
+        "device": DeviceSection(population="p", state_dir=str(home / "state")),
+        "broker": BrokerSection(url="mqtt://127.0.0.1"),
+        "data": DataSection(path=str(home / "data")),
+    }
+    return EdgeConfig(**(defaults | sections))
+
+
+def _finding(config, name):
+    [finding] = run_checks(config, [check for check in (*MACHINE_CHECKS, *DEVICE_CHECKS) if check[0] == name])
+    assert finding.name == name
+    return finding
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["once"], ["doctor"], ["show-config"], ["import-data"]])
+def test_every_help_ends_with_an_example_and_documents_exit_codes_and_json(command):
+    text = _run(*command, "--help").output
+    assert "Example: " in text
+    if command:
+        assert "Exit codes: 0" in text
+        assert "--json" in text
+
+
+def test_show_config_gives_what_is_in_force_without_the_password(home):
+    result = CliRunner().invoke(
+        edge, ["show-config", "--config", "client.toml", "--json"], env={"FLOCKWISE__TRAINING__NUM_THREADS": "2"}
+    )
+    assert result.exit_code == 0
+    values = json.loads(result.output)
+    assert values["training"]["num_threads"] == 2
+    assert values["device"]["population"] == "p"
+    assert "hunter2" not in result.output
+    text = _run("show-config", "--config", "client.toml").output
+    assert '[training]\ntrainer = "linear"' in text
+    assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--config", "none.toml"],
+        ["once", "--config", "none.toml"],
+        ["show-config", "--config", "none.toml"],
+        ["show-config", "--config", "broken.toml"],
+        ["run", "--dry-run", "--config", "nodata.toml"],
+        ["import-data", "none.csv", "--out", "new"],
+        ["import-data", "client.toml", "--labels", "client.toml", "--out", "new"],
+        ["import-data", "none.npy", "--labels", "none.npy", "--out", "new"],
+    ],
+)
+def test_what_goes_wrong_is_one_line_on_standard_error(home, words):
+    (home / "broken.toml").write_text("[device\n")
+    (home / "nodata.toml").write_text((home / "client.toml").read_text().replace('"data"', '"nothing"'))
+    result = _run(*words)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize("command", ["run", "once"])
+def test_a_dry_run_says_what_would_run_and_starts_nothing(home, command):
+    result = _run(command, "--dry-run", "--json", "--config", "client.toml")
+    assert result.exit_code == 0
+    values = json.loads(result.output)
+    assert values["num_examples"] == 30
+    assert "hunter2" not in result.output
+    assert not (home / "state").exists()
+
+
+def test_once_without_a_broker_ends_with_its_own_exit_code(home):
+    result = _run("once", "--timeout-s", "0.3", "--json", "--config", "client.toml")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout) == {"ending": "no_round"}
+
+
+def test_doctor_finds_the_closed_port_and_says_what_to_do(home):
+    result = _run("doctor", "--config", "client.toml", "--json")
+    assert result.exit_code == 1
+    values = json.loads(result.stdout)
+    found = {check["name"]: check for check in values["checks"]}
+    assert not values["healthy"]
+    assert len(found) >= 15
+    assert found["broker_port"]["status"] == "fail"
+    assert "broker.url" in found["broker_port"]["remedy"]
+    assert found["data"]["status"] == "ok"
+    assert found["data"]["detail"] == "30 examples of shape (2,), 2 classes"
+    for check in values["checks"]:
+        assert (check["remedy"] == "") == (check["status"] == "ok")
+    assert "hunter2" not in result.stdout + result.stderr
+
+
+def test_doctor_without_valid_settings_still_checks_the_machine(home):
+    (home / "client.toml").write_text("[training]\nnum_threads = 0\n")
+    result = _run("doctor", "--config", "client.toml")
+    assert result.exit_code == 1
+    assert "fail  config" in result.output
+    assert "ok    python" in result.output
+    assert "broker_port" not in result.output
+
+
+def test_doctor_sees_what_is_wrong_with_the_settings(home):
+    assert _finding(_config(home), "state_dir").status is CheckStatus.OK
+    (home / "file").write_text("")
+    broken = DeviceSection(population="p", state_dir=str(home / "file"))
+    assert _finding(_config(home, device=broken), "state_dir").status is CheckStatus.FAIL
+    assert _finding(_config(home, data=DataSection(path="nowhere")), "data").status is CheckStatus.FAIL
+    many = TrainingSection(num_threads=64)
+    assert _finding(_config(home, training=many), "processors").status is CheckStatus.WARN
+    huge = DeviceSection(population="p", state_dir=str(home), blob_cache_mb=1_000_000)
+    assert _finding(_config(home, device=huge), "disk").status is CheckStatus.WARN
+    plain = BrokerSection(url="mqtt://broker.example")
+    assert _finding(_config(home, broker=plain), "encryption").status is CheckStatus.WARN
+    (home / "secret").write_text("x")
+    (home / "secret").chmod(0o644)
+    login = BrokerSection(url="mqtt://127.0.0.1", username="me", password_file=str(home / "secret"))
+    assert _finding(_config(home, broker=login), "secrets").status is CheckStatus.WARN
+    (home / "secret").chmod(0o600)
+    assert _finding(_config(home, broker=login), "secrets").status is CheckStatus.OK
+    state_dir = StateDir(home / "state")
+    state_dir.lock()
+    assert _finding(_config(home), "single_daemon").status is CheckStatus.WARN
+    state_dir.unlock()
+    assert _finding(_config(home), "single_daemon").status is CheckStatus.OK
+
+
+def test_a_check_that_breaks_is_a_failed_check(home):
+    def broken(config: EdgeConfig) -> Finding:
+        raise RuntimeError("the sky is falling")
+
+    findings = run_checks(_config(home), [("sky", broken)])
+    assert [finding.status for finding in findings] == [CheckStatus.FAIL]
+    assert not is_healthy(findings)
+
+
+def test_csv_is_imported_with_shape_and_scale(home):
+    (home / "r.csv").write_text("a,b,c,d,label\n255,0,51,102,1\n0,255,0,0,0\n")
+    result = _run("import-data", "r.csv", "--out", "new", "--shape", "2x2x1", "--scale", "1/255", "--json")
+    assert json.loads(result.output)["x_shape"] == [2, 2, 1]
+    examples = open_examples(home / "new")
+    np.testing.assert_allclose(examples.inputs(np.array([0])).reshape(-1), [1, 0, 0.2, 0.4], rtol=1e-6)
+    np.testing.assert_array_equal(examples.labels, [1, 0])
+
+
+def test_npy_and_raw_arrays_are_imported(home):
+    np.save(home / "x.npy", X)
+    np.save(home / "y.npy", Y)
+    assert _run("import-data", "x.npy", "--labels", "y.npy", "--out", "one").exit_code == 0
+    (home / "x.raw").write_bytes(X.astype("uint8").tobytes())
+    (home / "y.raw").write_bytes(Y.astype("uint8").tobytes())
+    words = ["import-data", "x.raw", "--labels", "y.raw", "--dtype", "uint8", "--labels-dtype", "uint8"]
+    assert _run(*words, "--shape", "2", "--out", "two").exit_code == 0
+    for name in ("one", "two"):
+        np.testing.assert_array_equal(open_examples(home / name).inputs(np.arange(30)), X)
+    assert "is a shape missing?" in _run(*words, "--out", "three").stderr
+
+
+def test_a_dry_import_checks_and_writes_nothing(home):
+    (home / "r.csv").write_text("a,label\n1,0\n")
+    result = _run("import-data", "r.csv", "--out", "new", "--dry-run")
+    assert result.output == "would import 1 examples of shape [1] into new\n"
+    assert not (home / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--shape", "2xx2"], ["--shape", "0x2"], ["--scale", "big"], ["--scale", "1/0"], ["--scale", "0"]]
+)
+def test_options_that_make_no_sense_are_wrong_usage(home, words):
+    (home / "r.csv").write_text("a,label\n1,0\n")
+    assert _run("import-data", "r.csv", "--out", "new", *words).exit_code == 2
+    assert _run("import-data", "x.npy", "--out", "new").exit_code == 2
