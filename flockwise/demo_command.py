@@ -98,8 +98,8 @@ def _run(options: dict[str, Any]) -> int:
 
         def on_round(row: DemoRound) -> None:
             console.print(
-                f"  round {row.round_id:3d}   updates {row.num_reports:3d}/{row.num_assigned:<3d}  "
-                f"test accuracy {row.test_accuracy:7.2%}   test loss {row.test_loss:.4f}   {row.duration_s:6.1f} s"
+                f"  round {row.round_id:3d}  updates {row.num_reports}/{row.num_assigned}  test accuracy "
+                f"{row.test_accuracy:7.2%}  loss {row.test_loss:.4f}  {row.duration_s:5.1f} s"
             )
 
         report = run_demo(config, on_progress=on_progress, on_round=on_round)

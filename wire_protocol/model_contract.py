@@ -13,8 +13,10 @@ the model's weights in Keras order and layout, described by ``TrainingPlan.weigh
 | ``restore`` | ``w0 .. wN`` | ``ok`` int32 [1] |
 
 ``train`` takes one optimizer step on ``loss_sum / weight_sum`` where ``loss_sum = sum(example_weight * loss)`` and
-reports the figures *before* the step. An example of weight 0 is padding: it changes nothing. ``restore`` sets the
-weights and resets the optimizer's slots; nothing else may run before it, for the file itself holds no weights.
+reports the figures *before* the step; ``num_correct`` and ``weight_sum`` are weighted as the loss is. An example of
+weight 0 is padding: it changes nothing (a batch of padding alone would still let momentum move the weights; nobody
+sends one). ``restore`` sets the weights and resets the optimizer's slots; nothing else may run before it: the file
+holds no weights, ``save`` would hand out uninitialised memory, and the device keeps the order.
 ``dropout_ticket`` seeds each example's dropout masks (see ``wire_protocol.local_order``); a model without dropout
 has no such input.
 """

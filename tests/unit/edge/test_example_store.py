@@ -181,6 +181,45 @@ def test_a_full_disk_leaves_the_old_examples_as_they_were(tmp_path):
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
+def test_a_crash_at_any_moment_of_an_import_leaves_the_old_examples_or_the_new_ones(tmp_path):
+    # An audit hook ends the process at its n-th touch of the file system, for every n until it gets through.
+    program = """
+import itertools, os, pathlib, sys, numpy as np
+from edge_client.example_store import open_examples, verify_examples, write_examples
+
+target, y = pathlib.Path(sys.argv[1]), np.zeros(3000, int)
+old, new = np.full((3000, 2), 1.0), np.full((3000, 2), 2.0)
+for crash_at in itertools.count(1):
+    write_examples(target, x=old, y=y)
+    child = os.fork()
+    if child == 0:
+        left = crash_at
+
+        def crash(event, arguments):
+            global left
+            if event in {"open", "os.rename", "os.remove", "os.mkdir"}:
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+
+        sys.addaudithook(crash)
+        write_examples(target, x=new, y=y + 1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    verify_examples(target)
+    found = open_examples(target)
+    value = found.inputs(np.arange(3000))
+    assert (value == found.labels[0] + 1).all(), crash_at
+    if code == 0:
+        assert found.labels[0] == 1
+        print(crash_at)
+        break
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "data")], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) > 8
+
+
 def test_csv_with_a_label_column_anywhere_and_without_one(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("a,Label,b\n1,2,3.5\n\n-4,0,1e3\n")

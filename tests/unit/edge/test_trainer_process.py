@@ -283,6 +283,21 @@ def test_nothing_but_frames_comes_out_of_the_child(data):
     child.stdout.close()
 
 
+def test_what_libraries_print_goes_to_standard_error():
+    program = """
+import os
+from edge_client.trainer_child import _claim_pipes
+jobs, results = _claim_pipes()
+print("noise", flush=True)
+os.write(1, b"more noise")
+results.write(b"frame:" + jobs.read())
+results.flush()
+"""
+    done = subprocess.run([sys.executable, "-c", program], input=b"job", capture_output=True, check=True)
+    assert done.stdout == b"frame:job"
+    assert b"more noise" in done.stderr
+
+
 def test_jobs_and_results_survive_the_pipe():
     job = _job()
     assert read_job(job_frame(job)).plan == job.plan
