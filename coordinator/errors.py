@@ -5,7 +5,18 @@ CoordinatorError
 ├── InvalidBundle          the exported task cannot be read (theirs: the operator's files)
 ├── InvalidConfig          a setting is unknown or out of range (theirs: the operator's settings)
 ├── BrokerFailed           the embedded broker did not start or died (transient)
-└── UpdateRejected         a report failed admission (theirs: the device's), with its reason
+├── UpdateRejected         a report failed admission (theirs: the device's), with its reason
+├── JournalDamaged         the journal of rounds cannot be read (theirs: the disk's)
+├── AggregationError       an aggregator refused: the round is lost, the state it began with is not
+│   ├── AccumulatorClosed       a fold or a finish after the round was finished (ours, a bug)
+│   ├── EmptyRound              a round was finished with nothing folded (ours, a bug)
+│   ├── QuorumMissed            too few reports came before the deadline (transient)
+│   ├── StateMismatch           a state or snapshot that is not this aggregator's (theirs: stored files)
+│   ├── UnsupportedAggregation  this aggregator cannot do what the specification asks (theirs: settings)
+│   └── UpdateMismatch          tensors that are not the model's (ours: admission lets none through)
+└── CheckpointError        stored states
+    ├── CheckpointDamaged       a file is truncated, altered, or no state (theirs: the disk's)
+    └── CheckpointExists        a version is stored already (ours, a bug)
 """
 
 from wire_protocol.messages import RejectionReason
@@ -22,6 +33,7 @@ __all__ = [
     "IllegalTransition",
     "InvalidBundle",
     "InvalidConfig",
+    "JournalDamaged",
     "QuorumMissed",
     "StateMismatch",
     "UnsupportedAggregation",
@@ -56,6 +68,10 @@ class UpdateRejected(CoordinatorError):
     def __init__(self, reason: RejectionReason, detail: str) -> None:
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
+
+
+class JournalDamaged(CoordinatorError):
+    """The journal of rounds cannot be read."""
 
 
 class AggregationError(CoordinatorError):
