@@ -145,19 +145,27 @@ class FleetCoordinator:
         receipt = self.intake.accepted(device_id, round_)
         return [to_device(self._population_name, device_id, receipt), *self._settle(now)]
 
-    def close_round(self, event: RoundEvent, *, now: float) -> None:
+    def close_round(self, event: RoundEvent, *, now: float) -> list[Action]:
         """Ends the round: its result is stored, or it is given up.
 
         Args:
             event: RESULT_STORED, AGGREGATION_FAILED or CANCELLED (or any, if the round is over already).
             now: Monotonic time in seconds.
+
+        Returns:
+            A notice to those who still train for it, unless they have been told.
+
+        Raises:
+            IllegalTransition: No round is under way, or it cannot end so.
         """
         round_ = self._require_round()
+        was_reporting = round_.state is RoundState.REPORTING
         if not round_.is_over:
             round_.move(event)
         self._last_round_s = max(1.0, now - round_.opened_at)
         self.uploads.clear()
         self._round = None
+        return [self._closed(round_)] if was_reporting else []
 
     def dismiss(self) -> list[Action]:
         """Refuses everyone that waits: there will be no round for a while."""
@@ -199,9 +207,9 @@ class FleetCoordinator:
             case CheckIn():
                 return self._check_in(device_id, message, now)
             case Report():
-                return self._answer(device_id, self.intake.take_report(device_id, message), now)
+                return self._answer(device_id, self.intake.take_report(device_id, message, now=now), now)
             case Piece():
-                return self._answer(device_id, self.intake.take_piece(device_id, message), now)
+                return self._answer(device_id, self.intake.take_piece(device_id, message, now=now), now)
             case PieceRequest():
                 pieces = self.shelf.pieces(message.sha256, message.indices)
                 return [to_device(self._population_name, device_id, piece) for piece in pieces]
@@ -274,8 +282,7 @@ class FleetCoordinator:
         round_.settle(now=now)
         if round_.state is RoundState.REPORTING:
             return []
-        closed = encode_message(RoundClosed(round_id=round_.round_id))
-        return [Publish(topic=population_round(self._population_name), payload=closed), RoundEnded(round=round_)]
+        return [self._closed(round_), RoundEnded(round=round_)]
 
     def _require_round(self) -> Round:
         if self._round is None:
@@ -283,6 +290,10 @@ class FleetCoordinator:
         return self._round
 
     # -- messages to devices
+
+    def _closed(self, round_: Round) -> Publish:
+        notice = RoundClosed(round_id=round_.round_id)
+        return Publish(topic=population_round(self._population_name), payload=encode_message(notice))
 
     def _announcement(self) -> Publish:
         task = TaskAnnouncement(task_id=self._bundle.task_id, plan=self._plan_ref, model=self._model_ref)

@@ -98,7 +98,9 @@ class FleetTransport:
         while self._pending:
             self._perform(self._pending.popleft())
         is_aggregated = round_.state is RoundState.AGGREGATING
-        self._fleet.close_round(RoundEvent.RESULT_STORED if is_aggregated else RoundEvent.CANCELLED, now=self._clock())
+        event = RoundEvent.RESULT_STORED if is_aggregated else RoundEvent.CANCELLED
+        for action in self._fleet.close_round(event, now=self._clock()):
+            self._perform(action)
 
     def _next_actions(self) -> list[Action]:
         wakeup = self._fleet.next_wakeup()

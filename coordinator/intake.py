@@ -56,8 +56,8 @@ class ReportIntake:
         """Counts a rejection that the intake itself never saw (bytes that did not decode)."""
         self.rejections[reason] += 1
 
-    def take_report(self, device_id: str, report: Report) -> Answer:
-        """Takes a report's header."""
+    def take_report(self, device_id: str, report: Report, *, now: float) -> Answer:
+        """Takes a report's header, at monotonic time ``now`` in seconds."""
         try:
             round_, member = self._find(device_id, report)
         except UpdateRejected as error:
@@ -65,29 +65,35 @@ class ReportIntake:
         if member.state is MemberState.FOLDED:
             self.count(RejectionReason.DUPLICATE)
             return Answer(receipt=_receipt(report, ReceiptStatus.ACCEPTED))
+        if member.state is MemberState.ADMITTED:
+            return Answer()  # it is being folded; its receipt follows
         if member.state is MemberState.REJECTED and member.rejection is not None:
             return self._reject(report, member.rejection, member)
         if round_.state is not RoundState.REPORTING:
             return self._reject(report, RejectionReason.LATE, None)
         try:
             admit_header(report, kind=round_.kind, plan=self._plan, policy=self._policy)
-            return self._open(device_id, report)
+            return self._open(device_id, report, member, now)
         except UpdateRejected as error:
             return self._reject(report, error.reason, member)
 
-    def take_piece(self, device_id: str, piece: Piece) -> Answer:
-        """Takes one piece of an update; the last one brings the decision."""
+    def take_piece(self, device_id: str, piece: Piece, *, now: float) -> Answer:
+        """Takes one piece of an update, at monotonic time ``now`` in seconds; the last one brings the decision."""
         open_upload = self._uploads.get(device_id)
         if open_upload is None:
             self._uploads.num_stray_pieces += 1
             return Answer()
         report = open_upload.report
-        member = self._rounds[report.round_id].cohort[device_id]
+        round_ = self._rounds[report.round_id]
+        member = round_.cohort[device_id]
+        if round_.state is not RoundState.REPORTING:
+            self._uploads.discard(device_id)
+            return self._reject(report, RejectionReason.LATE, None)
         try:
-            upload = self._uploads.add_piece(device_id, piece)
+            upload = self._uploads.add_piece(device_id, piece, now=now)
             if upload is None or not upload.assembler.is_complete:
                 return Answer()
-            return Answer(action=self._complete(device_id, upload))
+            return _hand_out(self._complete(device_id, upload), member)
         except UpdateRejected as error:
             self._uploads.discard(device_id)
             return self._reject(report, error.reason, member)
@@ -105,11 +111,11 @@ class ReportIntake:
             raise UpdateRejected(RejectionReason.NOT_ASSIGNED, "the device holds no such assignment")
         return round_, member
 
-    def _open(self, device_id: str, report: Report) -> Answer:
+    def _open(self, device_id: str, report: Report, member: Member, now: float) -> Answer:
         if report.update is None:
-            return Answer(action=FoldMetrics(device_id=device_id, metrics=report.metrics))
+            return _hand_out(FoldMetrics(device_id=device_id, metrics=report.metrics), member)
         is_first = self._uploads.get(device_id) is None
-        upload = self._uploads.open(device_id, report, report.update)
+        upload = self._uploads.open(device_id, report, report.update, now=now)
         if upload is None:
             return Answer(receipt=_receipt(report, ReceiptStatus.BUSY, retry_after_s=_BUSY_RETRY_S))
         if is_first:
@@ -133,6 +139,12 @@ class ReportIntake:
             member.state = MemberState.REJECTED
             member.rejection = reason
         return Answer(receipt=_receipt(report, ReceiptStatus.REJECTED, reason=reason))
+
+
+def _hand_out(action: Fold | FoldMetrics, member: Member) -> Answer:
+    """Hands an admitted report out to be folded."""
+    member.state = MemberState.ADMITTED
+    return Answer(action=action)
 
 
 def _receipt(

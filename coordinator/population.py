@@ -7,6 +7,8 @@ from coordinator.round_policy import RoundPolicy
 
 __all__ = ["Population", "Waiting"]
 
+_LONGEST_RETRY_S = 86_400.0
+"""No device is sent away for longer, and the message has a limit too."""
 _MAX_KNOWN = 1_000_000
 """Device ids remembered for pacing: bounds what made-up ids on an open broker can cost (about 100 MB)."""
 
@@ -105,8 +107,8 @@ class Population:
 
         Returns:
             (min, max) in seconds. The window widens with the number of devices known, so that a large population
-            does not come back all at once: about ``max_waiting`` devices per ``wanted_in_s``.
+            does not come back all at once: about ``max_waiting`` devices per ``wanted_in_s``, up to a day.
         """
-        base_s = max(1.0, wanted_in_s)
+        base_s = min(max(1.0, wanted_in_s), _LONGEST_RETRY_S)
         crowd = max(1.0, self.num_known / self._policy.max_waiting)
-        return base_s, base_s * self._policy.retry_spread * crowd
+        return base_s, min(base_s * self._policy.retry_spread * crowd, _LONGEST_RETRY_S)

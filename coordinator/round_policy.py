@@ -5,6 +5,9 @@ import math
 
 __all__ = ["RoundPolicy"]
 
+_LONGEST_TIMEOUT_S = 30 * 86_400.0
+"""Well within what an assignment can carry."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RoundPolicy:
@@ -30,6 +33,11 @@ class RoundPolicy:
     """A retry window is this many times as wide as the time until devices are wanted again."""
 
     def __post_init__(self) -> None:
+        """Checks every setting.
+
+        Raises:
+            ValueError: One is out of its range; the message names it.
+        """
         if not 1 <= self.min_reports <= self.report_goal:
             raise ValueError(
                 f"need 1 <= min_reports <= report_goal, not min_reports={self.min_reports}, "
@@ -37,10 +45,13 @@ class RoundPolicy:
             )
         if not (math.isfinite(self.over_selection) and self.over_selection >= 1):
             raise ValueError(f"over_selection must be at least 1, not {self.over_selection}")
-        if min(self.selection_timeout_s, self.report_timeout_s) <= 0:
-            raise ValueError("selection_timeout_s and report_timeout_s must be positive")
-        if self.max_waiting_per_cohort < 1 or self.retry_spread < 1:
-            raise ValueError("max_waiting_per_cohort and retry_spread must be at least 1")
+        # Written so that NaN fails.
+        for name in ("selection_timeout_s", "report_timeout_s"):
+            if not 0 < getattr(self, name) <= _LONGEST_TIMEOUT_S:
+                raise ValueError(f"{name} must be positive and at most 30 days, not {getattr(self, name)}")
+        for name in ("max_waiting_per_cohort", "retry_spread"):
+            if not 1 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 1 and finite, not {getattr(self, name)}")
 
     @property
     def cohort_size(self) -> int:

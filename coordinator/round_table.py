@@ -77,6 +77,8 @@ class MemberState(enum.Enum):
     """What a cohort member has done so far."""
 
     ASSIGNED = "assigned"
+    ADMITTED = "admitted"
+    """Its report is handed out to be folded; the round does not end before it is."""
     FOLDED = "folded"
     REJECTED = "rejected"
     WITHDRAWN = "withdrawn"
@@ -152,8 +154,11 @@ class Round:
         self.cohort[device_id].state = state
 
     def settle(self, *, now: float) -> None:
-        """Moves on if the goal is reached, nobody is left to wait for, or the deadline has passed."""
-        if self.state is not RoundState.REPORTING:
+        """Moves on if the goal is reached, nobody is left to wait for, or the deadline has passed.
+
+        Not while an admitted report is being folded: it would come to a round that is over.
+        """
+        if self.state is not RoundState.REPORTING or self.count(MemberState.ADMITTED):
             return
         folded = self.num_folded
         is_final = now >= self.deadline or self.count(MemberState.ASSIGNED) == 0

@@ -92,7 +92,10 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(device=SOME_DEVICE, value=st.floats(-1, 1, width=32), which=st.integers(-2, -1), order=st.randoms())
     def report(self, device, value, which, order) -> None:
-        """A report for the newest or the one before, its pieces in any order, some twice, some never."""
+        """A report for the newest or the one before, its pieces in any order, some twice, some never.
+
+        Time passes between them, so that a piece may be handled before the tick of a deadline that has passed.
+        """
         if len(self.assigned[device]) < -which:
             return
         assignment = self.assigned[device][which]
@@ -109,6 +112,7 @@ class Fleet(RuleBasedStateMachine):
         self.send(device, message)
         pieces = order.choices(range(blob.ref.num_pieces), k=2 * blob.ref.num_pieces)
         for index in pieces + ([] if order.random() < 0.3 else list(range(blob.ref.num_pieces))):
+            self.now += order.choice([0.0, 0.0, 0.0, 7.0])
             self.send(device, Piece(sha256=blob.ref.sha256, index=index, data=blob.piece(index)))
 
     @rule(device=SOME_DEVICE)

@@ -324,3 +324,98 @@ def test_everyone_is_told_which_round_has_closed():
     bench.report("good")
     closed = [message for message in bench.sent if message.topic == population_round("p")]
     assert [decode_message(message.payload, RoundClosed).round_id for message in closed] == [1]
+
+
+def test_an_evaluation_report_after_the_deadline_but_before_the_tick_ends_the_round_cleanly():
+    bench = Bench("good", "slow", kind=RoundKind.EVALUATE)
+    bench.now = 100.5
+    bench.report("good", update=None, piece_digests=b"")
+    assert bench.folded == ["good"]
+    assert bench.ended == [RoundState.AGGREGATING]
+
+
+def test_a_round_does_not_end_between_an_admitted_update_and_its_fold():
+    bench = Bench("good", "slow")
+    perform, handed_out = bench.run, []
+    bench.run = handed_out.extend
+    bench.now = 99.0
+    bench.report("good")
+    assert any(isinstance(action, Fold) for action in handed_out)
+    bench.now = 101.0
+    assert bench.fleet.tick(now=bench.now) == []
+    bench.report("good")
+    assert sum(isinstance(action, Fold) for action in handed_out) == 1
+    bench.run = perform
+    perform(handed_out)
+    assert bench.folded == ["good"]
+    assert bench.ended == [RoundState.AGGREGATING]
+
+
+def test_the_last_piece_of_an_update_is_late_once_the_round_takes_no_more():
+    bench = Bench("slow", "good", report_goal=1, over_selection=2.0)
+    blob = split_blob(encode_tensors((np.ones(SHAPE, np.float32),)), piece_bytes=1024)
+    last = blob.ref.num_pieces - 1
+    report = Report(
+        round_id=1,
+        nonce=bench.last("slow", Assignment).nonce,
+        update=blob.ref,
+        piece_digests=blob.piece_digests,
+        num_examples=1,
+        aggregation_weight=1.0,
+        metrics=Metrics(loss_sum=0.0, num_correct=0.0, weight_sum=1.0),
+    )
+    bench.send("slow", report)
+    for index in range(last):
+        bench.send("slow", Piece(sha256=blob.ref.sha256, index=index, data=blob.piece(index)))
+    bench.report("good")
+    assert bench.ended == [RoundState.AGGREGATING]
+    bench.send("slow", Piece(sha256=blob.ref.sha256, index=last, data=blob.piece(last)))
+    assert bench.last("slow", Receipt).reason is RejectionReason.LATE
+    assert bench.folded == ["good"]
+    assert bench.fleet.uploads.num_bytes == 0
+
+
+def test_a_device_that_stops_in_the_middle_of_its_upload_does_not_keep_the_others_out_of_the_budget():
+    bench = Bench("dead", "good", report_goal=2, min_reports=1)
+    bench.fleet.uploads._budget_bytes = 2000
+    blob = split_blob(encode_tensors((np.zeros(SHAPE, np.float32),)), piece_bytes=1024)
+    report = Report(
+        round_id=1,
+        nonce=bench.last("dead", Assignment).nonce,
+        update=blob.ref,
+        piece_digests=blob.piece_digests,
+        num_examples=1,
+        aggregation_weight=1.0,
+        metrics=Metrics(loss_sum=0.0, num_correct=0.0, weight_sum=1.0),
+    )
+    bench.send("dead", report)
+    bench.report("good")
+    assert bench.last("good", Receipt).status is ReceiptStatus.BUSY
+    bench.now = 20.0
+    bench.send("dead", Piece(sha256=blob.ref.sha256, index=0, data=blob.piece(0)))
+    bench.now = 49.0
+    bench.report("good")
+    assert bench.folded == []
+    bench.now = 51.0
+    bench.report("good")
+    assert bench.folded == ["good"]
+    bench.send("dead", report)
+    bench.send("dead", report)
+    assert bench.last("dead", Receipt).missing == tuple(range(blob.ref.num_pieces))
+
+
+def test_a_refusal_can_be_decoded_however_many_devices_were_made_up():
+    bench = Bench("good", report_goal=1)
+    bench.fleet.population._known = {str(number) for number in range(1_000_000)}
+    bench.fleet._last_round_s = 600.0
+    for number in range(5):
+        bench.check_in(f"d{number}")
+    refusal = bench.last("d4", Refusal)
+    assert 600.0 <= refusal.retry_min_s < refusal.retry_max_s
+
+
+def test_a_cancelled_round_is_told_to_those_who_still_train_for_it():
+    bench = Bench("slow", "good")
+    bench.run(bench.fleet.close_round(RoundEvent.CANCELLED, now=1.0))
+    closed = [message for message in bench.sent if message.topic == population_round("p")]
+    assert [decode_message(message.payload, RoundClosed).round_id for message in closed] == [1]

@@ -23,6 +23,7 @@ from wire_protocol.messages import (
     Piece,
     Refusal,
     RefusalReason,
+    RejectionReason,
     Report,
     decode_message,
     encode_message,
@@ -39,7 +40,8 @@ BUNDLE = TaskBundle(plan=PLAN, model_bytes=b"m", initial_weights=(np.zeros(2, np
 class Bench:
     """A loop with one device, and a log of what was stored and what was published, in order."""
 
-    def __init__(self, *, aggregator=None, num_commits=2, state=None) -> None:
+    def __init__(self, *, aggregator=None, num_commits=2, state=None, round_ids=None, report_goal=1, min_reports=1) -> None:
+        self.now = 1.0
         self.log: list[str] = []
         self.assignments: list[Assignment] = []
         self.refusals: list[Refusal] = []
@@ -49,7 +51,7 @@ class Bench:
             fleet=FleetCoordinator(
                 population="p",
                 bundle=BUNDLE,
-                policy=RoundPolicy(report_goal=1, min_reports=1, over_selection=1.0),
+                policy=RoundPolicy(report_goal=report_goal, min_reports=min_reports, over_selection=1.0),
                 rng=random.Random(0),
                 token=random.Random(0).randbytes,
             ),
@@ -58,7 +60,7 @@ class Bench:
             schedule=RoundSchedule(num_commits=num_commits, max_abandoned_in_a_row=3),
             store=self,
             publish=self.publish,
-            round_ids=RoundIds(),
+            round_ids=round_ids or RoundIds(),
             on_round=lambda summary, state: self.summaries.append((summary, state)),
         )
         self.loop.handle(LinkUp(), now=0.0)
@@ -74,16 +76,16 @@ class Bench:
         if topic.endswith("/refusal"):
             self.refusals.append(decode_message(payload, Refusal))
 
-    def send(self, message) -> None:
-        topic = device_up("p", "d", message_kind(message))
-        self.loop.handle(Incoming(topic=topic, payload=encode_message(message)), now=1.0)
+    def send(self, message, device="d") -> None:
+        topic = device_up("p", device, message_kind(message))
+        self.loop.handle(Incoming(topic=topic, payload=encode_message(message)), now=self.now)
 
-    def check_in(self) -> None:
-        self.send(CheckIn(nonce=bytes(16), task_id=BUNDLE.task_id, client_version="", contract_version=1))
+    def check_in(self, device="d") -> None:
+        self.send(CheckIn(nonce=bytes(16), task_id=BUNDLE.task_id, client_version="", contract_version=1), device)
 
-    def report(self, value: float) -> None:
+    def report(self, value: float, *, pieces_at: float | None = None) -> None:
         blob = split_blob(encode_tensors((np.full(2, value, np.float32),)))
-        last = self.assignments[-1]
+        last = self.assignments[0] if pieces_at else self.assignments[-1]
         report = Report(
             round_id=last.round_id,
             nonce=last.nonce,
@@ -94,6 +96,7 @@ class Bench:
             metrics=Metrics(loss_sum=1.0, num_correct=0.0, weight_sum=1.0),
         )
         self.send(report)
+        self.now = pieces_at or self.now
         self.send(Piece(sha256=blob.ref.sha256, index=0, data=blob.data))
 
 
@@ -178,3 +181,28 @@ def test_round_ids_are_never_reused_across_restarts(tmp_path):
     assert [ids.next_id(), ids.next_id()] == [1, 2]
     assert RoundIds(path).next_id() == 3
     assert RoundIds(path, start=10).next_id() == 11
+
+
+@pytest.mark.parametrize("min_reports", [1, 2])
+def test_the_last_piece_of_an_update_after_the_deadline_and_before_the_tick_still_counts(min_reports):
+    bench = Bench(num_commits=1, report_goal=2, min_reports=min_reports)
+    bench.check_in()
+    bench.check_in("e")
+    bench.report(1.0, pieces_at=700.0)
+    bench.loop.tick(now=bench.now)
+    ended = RoundState.COMMITTED if min_reports == 1 else RoundState.ABANDONED
+    assert [(summary.state, summary.num_reports) for summary, _ in bench.summaries] == [(ended, 1)]
+
+
+def test_devices_with_assignments_of_a_coordinator_that_was_killed_are_answered_and_asked_again():
+    killed = Bench()
+    killed.check_in()
+    ids = RoundIds(start=1)
+    bench = Bench(round_ids=ids)
+    bench.assignments = list(killed.assignments)
+    bench.report(5.0)
+    assert bench.loop.rejections[RejectionReason.WRONG_ROUND] == 1
+    bench.check_in()
+    assert bench.assignments[-1].round_id == 2
+    bench.report(1.0)
+    np.testing.assert_allclose(bench.loop.state.weights[0], [1.0, 1.0])
