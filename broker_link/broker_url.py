@@ -36,14 +36,16 @@ def parse_broker_url(url: str) -> BrokerUrl:
     """
     expected = "use mqtt://host:port, or mqtts://host:port for TLS"
     parts = urllib.parse.urlsplit(url)
+    # What is shown may end in a log: never with the login in it.
+    shown = url if "@" not in url else f"{parts.scheme}://...@{url.rpartition('@')[2]}"
     if parts.scheme not in _DEFAULT_PORTS:
-        raise InvalidBrokerUrl(f"broker address {url!r} has no mqtt:// or mqtts:// in front; {expected}")
+        raise InvalidBrokerUrl(f"broker address {shown!r} has no mqtt:// or mqtts:// in front; {expected}")
     try:
         port = parts.port
     except ValueError as error:
-        raise InvalidBrokerUrl(f"broker address {url!r}: {error}; {expected}") from error
+        raise InvalidBrokerUrl(f"broker address {shown!r}: {error}; {expected}") from error
     if not parts.hostname or parts.path.strip("/") or port == 0:
-        raise InvalidBrokerUrl(f"broker address {url!r} is not a host and a port; {expected}")
+        raise InvalidBrokerUrl(f"broker address {shown!r} is not a host and a port; {expected}")
     return BrokerUrl(
         host=parts.hostname,
         port=port or _DEFAULT_PORTS[parts.scheme],

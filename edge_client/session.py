@@ -1,6 +1,6 @@
 """The device session as a transition table. Pure: no clock, no I/O.
 
-`SESSION_TRANSITIONS` is the whole truth; the documentation's diagram is drawn from it by `session_diagram`. A move
+`SESSION_TRANSITIONS` is the whole truth; `scripts/draw` draws the documentation's diagram from it. A move
 that is not in the table raises `IllegalTransition`, which is always a fault of ours: what the network sends is
 checked against the state first, and ignored and counted if it does not fit.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 from edge_client.errors import IllegalTransition
 
-__all__ = ["SESSION_TRANSITIONS", "DeviceSession", "SessionEvent", "SessionState", "session_diagram"]
+__all__ = ["SESSION_TRANSITIONS", "DeviceSession", "SessionEvent", "SessionState"]
 
 
 class SessionState(enum.Enum):
@@ -88,14 +88,3 @@ class DeviceSession:
         if target is None:
             raise IllegalTransition(f"a session that is {self.state.value} cannot take {event.name}")
         self.state = target
-
-
-def session_diagram() -> str:
-    """The table as a Mermaid ``stateDiagram-v2``; moves between the same two states share an arrow."""
-    arrows: dict[tuple[SessionState, SessionState], list[str]] = {}
-    for (source, event), target in SESSION_TRANSITIONS.items():
-        arrows.setdefault((source, target), []).append(event.value)
-    lines = ["stateDiagram-v2", f"    [*] --> {SessionState.IDLE.value}"]
-    for (source, target), labels in arrows.items():
-        lines.append(f"    {source.value} --> {target.value}: {' / '.join(labels)}")
-    return "\n".join(lines) + "\n"

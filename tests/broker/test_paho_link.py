@@ -137,3 +137,7 @@ def test_an_address_never_prints_its_password():
     url = parse_broker_url("mqtts://me:secret@host")
     assert (url.port, url.username, url.password) == (8883, "me", "secret")
     assert "secret" not in f"{url} {url!r}"
+    for bad in ("mqtt://me:secret@host:x", "http://me:secret@host", "mqtt://me:secret@host/path"):
+        with pytest.raises(InvalidBrokerUrl) as caught:
+            parse_broker_url(bad)
+        assert "secret" not in str(caught.value)

@@ -42,6 +42,7 @@ class Bench:
 
     def __init__(self, *, aggregator=None, num_commits=2, state=None, round_ids=None, report_goal=1, min_reports=1) -> None:
         self.now = 1.0
+        self.holder = "d"
         self.log: list[str] = []
         self.assignments: list[Assignment] = []
         self.refusals: list[Refusal] = []
@@ -72,6 +73,7 @@ class Bench:
     def publish(self, topic, payload, retain) -> None:
         if topic.endswith("/assignment"):
             self.assignments.append(decode_message(payload, Assignment))
+            self.holder = topic.split("/")[4]
             self.log.append(f"assigned round {self.assignments[-1].round_id}")
         if topic.endswith("/refusal"):
             self.refusals.append(decode_message(payload, Refusal))
@@ -85,7 +87,7 @@ class Bench:
 
     def report(self, value: float, *, pieces_at: float | None = None) -> None:
         blob = split_blob(encode_tensors((np.full(2, value, np.float32),)))
-        last = self.assignments[0] if pieces_at else self.assignments[-1]
+        last = self.assignments[-1]
         report = Report(
             round_id=last.round_id,
             nonce=last.nonce,
@@ -95,9 +97,9 @@ class Bench:
             aggregation_weight=1.0,
             metrics=Metrics(loss_sum=1.0, num_correct=0.0, weight_sum=1.0),
         )
-        self.send(report)
+        self.send(report, self.holder)
         self.now = pieces_at or self.now
-        self.send(Piece(sha256=blob.ref.sha256, index=0, data=blob.data))
+        self.send(Piece(sha256=blob.ref.sha256, index=0, data=blob.data), self.holder)
 
 
 def test_a_state_is_durable_before_a_device_is_sent_its_checkpoint():
