@@ -94,6 +94,8 @@ class PahoLink:
     def _supervise(self) -> None:
         while not self._stopping.is_set():
             self._over.clear()
+            if self._stopping.is_set():  # `stop` came between the two lines above
+                return
             reason = self._run_connection()
             if self._stopping.is_set():
                 return
@@ -102,9 +104,9 @@ class PahoLink:
             self._stopping.wait(wait_s)
 
     def _run_connection(self) -> str:
-        """Makes one connection and stays until it is over; returns why."""
-        client = self._new_client()
+        """Makes one connection and stays until it is over; returns why (a CA file that cannot be read, for one)."""
         try:
+            client = self._new_client()
             client.connect(self._url.host, self._url.port, keepalive=_KEEPALIVE_S)
         except (OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
@@ -156,11 +158,14 @@ class PahoLink:
     def _on_subscribe(
         self, client: mqtt.Client, userdata: object, mid: int, reasons: Sequence[ReasonCode], properties: object
     ) -> None:
-        del client, userdata, mid, properties
+        del userdata, mid, properties
         refused = [topic for topic, reason in zip(self._subscriptions, reasons, strict=False) if reason.is_failure]
         if refused:
+            # No link is up that cannot hear: its owner would wait for ever for answers. The broker's rights may change.
             _LOG.error("subscription_refused broker=%s filters=%s", self._url, refused)
-        self._up()
+            client.disconnect()
+        else:
+            self._up()
 
     def _up(self) -> None:
         self._backoff.reset()
@@ -176,13 +181,18 @@ class PahoLink:
 
     def _on_message(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
         del client, userdata
-        if not any(topic_matches(topic_filter, message.topic) for topic_filter in self._subscriptions):
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            _LOG.warning("link_topic_undecodable broker=%s", self._url)
+            return
+        if not any(topic_matches(topic_filter, topic) for topic_filter in self._subscriptions):
             _LOG.warning("link_message_unasked broker=%s", self._url)
             return
         try:
-            self._sink(Incoming(topic=message.topic, payload=bytes(message.payload)))
+            self._sink(Incoming(topic=topic, payload=bytes(message.payload)))
         except Exception:  # noqa: BLE001 - a raising callback would end paho's thread without a word
-            _LOG.exception("link_sink_failed topic_bytes=%d", len(message.topic))
+            _LOG.exception("link_sink_failed topic_bytes=%d", len(topic))
 
 
 def _loop_is_alive(client: mqtt.Client) -> bool:

@@ -13,7 +13,7 @@ from broker_link.broker_url import parse_broker_url
 from coordinator.embedded_broker import EmbeddedBroker, free_port
 from coordinator.errors import BrokerFailed
 
-__all__ = ["broker_at", "find_mosquitto", "local_mosquitto"]
+__all__ = ["broker_at", "check_broker_choice", "find_mosquitto", "local_mosquitto"]
 
 _START_TIMEOUT_S = 20.0
 _POLL_S = 0.05
@@ -22,6 +22,16 @@ _POLL_S = 0.05
 def find_mosquitto() -> str | None:
     """The mosquitto program, if it is installed (Debian puts it into sbin, which is not on everybody's PATH)."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+
+def check_broker_choice(choice: str) -> None:
+    """Checks what `broker_at` takes, and starts nothing.
+
+    Raises:
+        InvalidBrokerUrl: Neither a broker to be started nor an address.
+    """
+    if choice not in {"embedded", "mosquitto"}:
+        parse_broker_url(choice)
 
 
 @contextlib.contextmanager
@@ -35,6 +45,7 @@ def broker_at(choice: str) -> Iterator[str]:
         BrokerFailed: It did not start.
         InvalidBrokerUrl: The address cannot be understood.
     """
+    check_broker_choice(choice)
     if choice == "embedded":
         with EmbeddedBroker() as broker:
             yield broker.url
@@ -42,7 +53,6 @@ def broker_at(choice: str) -> Iterator[str]:
         with local_mosquitto() as url:
             yield url
     else:
-        parse_broker_url(choice)
         yield choice
 
 

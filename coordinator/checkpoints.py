@@ -8,7 +8,6 @@ into it, and the directory synced; `save` returns after that. No pickle, no npz:
 import hashlib
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 import numpy as np
 
 from coordinator.aggregation import ServerState
+from coordinator.durable_files import write_durably
 from coordinator.errors import CheckpointDamaged, CheckpointExists
 
 __all__ = ["CheckpointFiles", "CheckpointStore", "StoredLeaf", "decode_leaves", "encode_leaves"]
@@ -161,13 +161,7 @@ class CheckpointFiles:
         path = self._path(version)
         if path.exists():
             raise CheckpointExists(f"{path} exists; states are never overwritten")
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as stream:
-            stream.write(encode_leaves(leaves))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        self._sync_directory()
+        write_durably(path, encode_leaves(leaves))
         for old in self.versions()[: -self._keep]:
             self._path(old).unlink(missing_ok=True)
 
@@ -205,13 +199,6 @@ class CheckpointFiles:
 
     def _path(self, version: int) -> Path:
         return self._directory / f"state_{version:010d}.fwstate"
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class CheckpointStore:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import multiprocessing
 import multiprocessing.connection
+import signal
 import socket
 import sys
 from types import TracebackType
@@ -83,10 +84,10 @@ class EmbeddedBroker:
 def _serve(port: int, parent: multiprocessing.connection.Connection) -> None:
     """The child: runs the broker until the parent closes its end of the pipe or dies."""
     logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
+    # A terminal sends Ctrl-C to the parent too, which still has goodbyes to say over this broker.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         asyncio.run(_run_broker(port, parent))
-    except KeyboardInterrupt:
-        return
     except Exception as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
         parent.send_bytes(f"{type(error).__name__}: {error}".encode())
 

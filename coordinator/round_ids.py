@@ -1,8 +1,8 @@
 """Round ids: from 1, never reused, also across restarts and abandoned rounds."""
 
-import os
 from pathlib import Path
 
+from coordinator.durable_files import write_durably
 from coordinator.errors import InvalidBundle
 
 __all__ = ["RoundIds"]
@@ -31,13 +31,12 @@ class RoundIds:
                 ) from error
 
     def next_id(self) -> int:
-        """The next id."""
+        """The next id.
+
+        Raises:
+            OSError: It cannot be made durable; it must not be used then.
+        """
         self._last += 1
         if self._path is not None:
-            partial = self._path.with_suffix(".part")
-            with partial.open("w") as stream:
-                stream.write(f"{self._last}\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(self._path)
+            write_durably(self._path, b"%d\n" % self._last)
         return self._last

@@ -21,6 +21,7 @@ from coordinator.round_ids import RoundIds
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.task_bundle import TaskBundle
+from wire_protocol.identifiers import checked_identifier
 
 __all__ = [
     "ServerConfig",
@@ -47,6 +48,14 @@ class ServerConfig:
     admission: AdmissionPolicy
     ca_file: str | None = None
     upload_budget_bytes: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Checks the population's name.
+
+        Raises:
+            InvalidIdentifier: It may not be part of a topic.
+        """
+        checked_identifier(self.population, kind="population")
 
 
 def tff_aggregator(bundle: TaskBundle, spec: AggregationSpec) -> Aggregator:

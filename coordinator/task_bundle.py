@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from coordinator.errors import InvalidBundle
+from wire_protocol.blobs import split_blob
 from wire_protocol.errors import WireError
 from wire_protocol.model_contract import BUNDLE_CHECKPOINT, BUNDLE_MODEL, BUNDLE_PLAN
 from wire_protocol.plan import TrainingPlan, decode_plan, encode_plan
@@ -50,6 +51,7 @@ def read_task_bundle(directory: Path) -> TaskBundle:
     try:
         plan = decode_plan(files[BUNDLE_PLAN])
         weights = decode_tensors(files[BUNDLE_CHECKPOINT], plan.weights)
+        split_blob(files[BUNDLE_MODEL])  # whether devices can fetch it at all
     except WireError as error:
         raise InvalidBundle(f"{directory} is not a valid bundle: {error}; export it again") from error
     return TaskBundle(plan=plan, model_bytes=files[BUNDLE_MODEL], initial_weights=weights)

@@ -91,9 +91,7 @@ class Uploads:
         return self._fits(device_id, num_bytes)
 
     def _fits(self, device_id: str, num_bytes: int) -> bool:
-        others = sum(
-            upload.assembler.ref.num_bytes for other, upload in self._uploads.items() if other != device_id
-        )
+        others = sum(upload.assembler.ref.num_bytes for other, upload in self._uploads.items() if other != device_id)
         # One upload always fits, so that a budget below the model's size cannot stall a round for ever.
         return others == 0 or others + num_bytes <= self._budget_bytes
 

@@ -15,6 +15,7 @@ import click
 from broker_link.errors import LinkError
 from coordinator.errors import CoordinatorError
 from flockwise.reporting import one_line_errors, print_json
+from wire_protocol.errors import WireError
 
 __all__ = ["coordinator"]
 
@@ -72,7 +73,7 @@ def coordinator() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per round on standard output.")
 @click.option("--dry-run", is_flag=True, help="Check the settings and the bundle, say what would run, and end.")
-@one_line_errors(CoordinatorError, LinkError, ValueError)
+@one_line_errors(CoordinatorError, LinkError, WireError, ValueError, OSError)
 def serve(**options: Any) -> None:
     """Run rounds over a broker until enough are committed. Goes on where it stopped if started again.
 
@@ -125,13 +126,14 @@ def _aggregation_spec(options: dict[str, Any]) -> Any:
 
 
 def _serve(options: dict[str, Any]) -> int:
-    from coordinator.broker_choice import broker_at
+    from coordinator.broker_choice import broker_at, check_broker_choice
     from coordinator.server import artefact_aggregator, open_task_state, run_rounds, tff_aggregator
     from coordinator.task_bundle import read_task_bundle
 
     bundle = read_task_bundle(options["task_dir"])
     spec = _aggregation_spec(options)
     config = _server_config(options, broker_url="mqtt://127.0.0.1")
+    check_broker_choice(options["broker"])
     if options["dry_run"]:
         print_json(
             {

@@ -40,7 +40,9 @@ BUNDLE = TaskBundle(plan=PLAN, model_bytes=b"m", initial_weights=(np.zeros(2, np
 class Bench:
     """A loop with one device, and a log of what was stored and what was published, in order."""
 
-    def __init__(self, *, aggregator=None, num_commits=2, state=None, round_ids=None, report_goal=1, min_reports=1) -> None:
+    def __init__(
+        self, *, aggregator=None, num_commits=2, state=None, round_ids=None, report_goal=1, min_reports=1
+    ) -> None:
         self.now = 1.0
         self.holder = "d"
         self.log: list[str] = []

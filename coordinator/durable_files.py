@@ -1,0 +1,28 @@
+"""Small files that are whole and durable, or as they were, however the machine stops."""
+
+import os
+from pathlib import Path
+
+__all__ = ["write_durably"]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes a file; when this returns, content and name survive a power cut.
+
+    Written beside its place (``*.part``), synced, renamed into it, and the directory synced: without that last step a
+    power cut may bring the old file back.
+
+    Raises:
+        OSError: It cannot be written; what was there before is still there.
+    """
+    partial = path.with_suffix(".part")
+    with partial.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
