@@ -8,7 +8,7 @@ from coordinator.round_table import Round
 from wire_protocol.messages import Message, Metrics, RoundKind, encode_message, message_kind
 from wire_protocol.topics import device_down
 
-__all__ = ["Action", "Fold", "FoldMetrics", "Publish", "RoundEnded", "RoundOrder", "to_device"]
+__all__ = ["Action", "CohortAssigned", "Fold", "FoldMetrics", "Publish", "RoundEnded", "RoundOrder", "to_device"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +26,8 @@ class Fold:
 
     device_id: str
     update: ClientUpdate
+    encoded: bytes
+    """The ``model_delta`` as it came, for the journal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +39,20 @@ class FoldMetrics:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CohortAssigned:
+    """The cohort is drawn: make it durable before the assignments, which follow, go out."""
+
+    round: Round
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RoundEnded:
     """The round takes no more reports: aggregate it, or it has been abandoned (``round.state`` says)."""
 
     round: Round
 
 
-Action: TypeAlias = Publish | Fold | FoldMetrics | RoundEnded
+Action: TypeAlias = Publish | CohortAssigned | Fold | FoldMetrics | RoundEnded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

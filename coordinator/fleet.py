@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from broker_link.link import Incoming, LinkEvent, LinkUp
-from coordinator.actions import Action, Publish, RoundEnded, RoundOrder, to_device
+from coordinator.actions import Action, CohortAssigned, Publish, RoundEnded, RoundOrder, to_device
 from coordinator.admission import AdmissionPolicy
 from coordinator.blob_shelf import BlobShelf
 from coordinator.errors import IllegalTransition
@@ -100,6 +100,11 @@ class FleetCoordinator:
         return up_filter(self._population_name), status_filter(self._population_name)
 
     @property
+    def policy(self) -> RoundPolicy:
+        """Goals and time limits of rounds."""
+        return self._policy
+
+    @property
     def current_round(self) -> Round | None:
         """The round under way, if any."""
         return self._round
@@ -120,6 +125,24 @@ class FleetCoordinator:
         self._only = order.only
         self._offer_checkpoint(order.checkpoint)
         return self._select(now)
+
+    def remember(self, round_: Round) -> None:
+        """Takes back a finished round of an earlier life, so that its devices get the same answers again."""
+        self.intake.add_round(round_)
+
+    def restore_round(self, round_: Round, checkpoint: bytes, *, now: float) -> list[Action]:
+        """Goes on with a round of an earlier life, its cohort and counted reports as they were.
+
+        Raises:
+            IllegalTransition: A round is under way.
+        """
+        if self._round is not None:
+            raise IllegalTransition(f"round {self._round.round_id} is still {self._round.state.value}")
+        self._round = round_
+        self._only = None
+        self.intake.add_round(round_)
+        self._offer_checkpoint(checkpoint)
+        return self._settle(now)
 
     def handle(self, event: LinkEvent, *, now: float) -> list[Action]:
         """Takes one link event. Never raises for what a device sent."""
@@ -272,7 +295,10 @@ class FleetCoordinator:
         drawn = self.population.draw_cohort(self._policy.cohort_size, rng=self._rng, only=self._only)
         round_.assign({waiting.device_id: self._token(16) for waiting in drawn}, now=now)
         self.intake.add_round(round_)
-        return [self._assignment(round_, waiting, round_.cohort[waiting.device_id].nonce, now) for waiting in drawn]
+        assignments = [
+            self._assignment(round_, waiting, round_.cohort[waiting.device_id].nonce, now) for waiting in drawn
+        ]
+        return [CohortAssigned(round=round_), *assignments]
 
     def _settle(self, now: float) -> list[Action]:
         """Ends the round if it can be ended, and tells those still training that it is over."""

@@ -131,7 +131,7 @@ class ReportIntake:
             raise UpdateRejected(RejectionReason.BAD_HASH, str(error)) from error
         update = admit_update(data, upload.report, plan=self._plan, policy=self._policy)
         self._uploads.discard(device_id)
-        return Fold(device_id=device_id, update=update)
+        return Fold(device_id=device_id, update=update, encoded=data)
 
     def _reject(self, report: Report, reason: RejectionReason, member: Member | None) -> Answer:
         self.count(reason)

@@ -10,13 +10,13 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from coordinator.errors import JournalDamaged
 from coordinator.round_table import Member, MemberState, RoundState
 from wire_protocol.messages import Metrics, RejectionReason, RoundKind
 
-__all__ = ["Contribution", "JournaledRound", "RoundJournal"]
+__all__ = ["Contribution", "ForgetfulJournal", "Journal", "JournaledRound", "RoundJournal"]
 
 _ROUNDS_KEPT: Final = 8
 _SCHEMA: Final = """
@@ -58,6 +58,59 @@ class JournaledRound:
     members: Mapping[str, Member]
 
 
+class Journal(Protocol):
+    """What a round loop notes, and what it finds again after a restart."""
+
+    def open_round(self, round_id: int, kind: RoundKind, *, base_commits: int) -> None:
+        """Notes a new round."""
+
+    def assign(self, round_id: int, members: Mapping[str, Member]) -> None:
+        """Notes the cohort of a round."""
+
+    def add(self, round_id: int, contribution: Contribution) -> None:
+        """Notes a contribution and that its device has been counted: both or neither."""
+
+    def close_round(self, round_id: int, state: RoundState) -> None:
+        """Notes how a round ended."""
+
+    def sync(self) -> None:
+        """Makes everything noted so far durable."""
+
+    def rounds(self) -> list[JournaledRound]:
+        """The rounds remembered, oldest first."""
+
+    def contributions(self, round_id: int) -> Iterator[Contribution]:
+        """A round's contributions in the order of their arrival."""
+
+
+class ForgetfulJournal:
+    """Notes nothing: for simulations, whose rounds need not survive them."""
+
+    def open_round(self, round_id: int, kind: RoundKind, *, base_commits: int) -> None:
+        """Notes nothing."""
+
+    def assign(self, round_id: int, members: Mapping[str, Member]) -> None:
+        """Notes nothing."""
+
+    def add(self, round_id: int, contribution: Contribution) -> None:
+        """Notes nothing."""
+
+    def close_round(self, round_id: int, state: RoundState) -> None:
+        """Notes nothing."""
+
+    def sync(self) -> None:
+        """Has nothing to do."""
+
+    def rounds(self) -> list[JournaledRound]:
+        """Remembers nothing."""
+        return []
+
+    def contributions(self, round_id: int) -> Iterator[Contribution]:
+        """Remembers nothing."""
+        del round_id
+        return iter(())
+
+
 class RoundJournal:
     """A file that remembers rounds. Used from one thread; use as a context manager.
 
@@ -72,10 +125,15 @@ class RoundJournal:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
+        except sqlite3.OperationalError as error:
+            raise JournalDamaged(
+                f"{path} cannot be used ({error}); is another coordinator running on this state directory?"
+            ) from error
         except sqlite3.DatabaseError as error:
             raise JournalDamaged(
                 f"{path} is not a readable journal ({error}); move it away: at most the unfinished round is lost"

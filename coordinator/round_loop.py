@@ -11,14 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from broker_link.link import LinkEvent
-from coordinator.actions import Action, Fold, FoldMetrics, Publish, RoundEnded, RoundOrder
-from coordinator.aggregation import Aggregator, EvaluationAccumulator, RoundAccumulator, ServerState
+from coordinator.actions import Action, CohortAssigned, Fold, FoldMetrics, Publish, RoundEnded, RoundOrder
+from coordinator.aggregation import Aggregator, ClientUpdate, EvaluationAccumulator, RoundAccumulator, ServerState
 from coordinator.errors import AggregationError
 from coordinator.fleet import FleetCoordinator
 from coordinator.round_ids import RoundIds
+from coordinator.round_journal import Contribution, ForgetfulJournal, Journal, JournaledRound
+from coordinator.round_recovery import recover
 from coordinator.round_table import Round, RoundEvent, RoundState
+from wire_protocol.errors import WireError
 from wire_protocol.messages import RejectionReason, RoundKind
-from wire_protocol.tensors import encode_tensors
+from wire_protocol.plan import TensorSpec
+from wire_protocol.tensors import decode_tensors, encode_tensors
 
 __all__ = ["RoundLoop", "RoundSchedule", "RoundSummary", "StateStore"]
 
@@ -76,6 +80,9 @@ class RoundLoop:
         publish: Sends a message: (topic, payload, retain).
         round_ids: Numbers the rounds.
         on_round: Told of every round that is over, with the state that it left.
+        journal: What was assigned and counted is durable here before a device is told so.
+        flushes_itself: Whether each call ends with a `flush`; an owner that says False calls it, and so lets many
+            updates share one disk flush.
     """
 
     def __init__(
@@ -89,6 +96,8 @@ class RoundLoop:
         publish: Callable[[str, bytes, bool], None],
         round_ids: RoundIds,
         on_round: Callable[[RoundSummary, ServerState], None],
+        journal: Journal | None = None,
+        flushes_itself: bool = True,
     ) -> None:
         self._fleet = fleet
         self._aggregator = aggregator
@@ -97,6 +106,9 @@ class RoundLoop:
         self._publish = publish
         self._round_ids = round_ids
         self._on_round = on_round
+        self._journal = journal or ForgetfulJournal()
+        self._flushes_itself = flushes_itself
+        self._noted: list[Fold | FoldMetrics] = []
         self._accumulator: RoundAccumulator | None = None
         self._evaluation: EvaluationAccumulator | None = None
         self._evaluation_is_due = False
@@ -116,8 +128,15 @@ class RoundLoop:
         return self._fleet.intake.rejections
 
     def start(self, *, now: float) -> None:
-        """Opens the first round."""
-        self._run(self._open_next(now), now)
+        """Goes on with the round that a restart interrupted, or opens the first one."""
+        recovery = recover(self._journal.rounds(), num_commits=self.state.num_commits)
+        for known in recovery.newly_over:
+            self._journal.close_round(known.round_id, known.state)
+        for known in recovery.over:
+            self._fleet.remember(self._as_round(known, now))
+        self._journal.sync()
+        resumed = None if recovery.unfinished is None else self._resume(recovery.unfinished, now)
+        self._run(self._open_next(now) if resumed is None else resumed, now)
 
     def handle(self, event: LinkEvent, *, now: float) -> None:
         """Takes a link event."""
@@ -125,13 +144,28 @@ class RoundLoop:
 
     def tick(self, *, now: float) -> None:
         """Lets time pass."""
+        self.flush(now=now)
         self._run(self._fleet.tick(now=now), now)
+
+    def flush(self, *, now: float) -> None:
+        """Makes the updates taken since the last flush durable, all at once; then folds and acknowledges them."""
+        while self._noted:
+            noted, self._noted = self._noted, []
+            self._journal.sync()
+            for action in noted:
+                self._fold(action)
+                self._carry_out(self._fleet.folded(action.device_id, now=now), now)
 
     def next_wakeup(self) -> float | None:
         """When ``tick`` must be called at the latest."""
         return self._fleet.next_wakeup()
 
     def _run(self, actions: list[Action], now: float) -> None:
+        self._carry_out(actions, now)
+        if self._flushes_itself:
+            self.flush(now=now)
+
+    def _carry_out(self, actions: list[Action], now: float) -> None:
         """Carries out actions, and those that follow from them."""
         todo = collections.deque(actions)
         while todo:
@@ -139,16 +173,70 @@ class RoundLoop:
             match action:
                 case Publish():
                     self._publish(action.topic, action.payload, action.retain)
-                case Fold() if self._accumulator is not None:
-                    self._accumulator.fold(action.update)
-                    todo.extend(self._fleet.folded(action.device_id, now=now))
-                case FoldMetrics() if self._evaluation is not None:
-                    self._evaluation.fold(action.metrics)
-                    todo.extend(self._fleet.folded(action.device_id, now=now))
+                case CohortAssigned():
+                    self._journal.assign(action.round.round_id, action.round.cohort)
+                    self._journal.sync()
+                case Fold() | FoldMetrics():
+                    self._note(action)
                 case RoundEnded():
                     todo.extend(self._end_round(action.round, now))
-                case _:
-                    raise AssertionError(f"{type(action).__name__} outside a round that can take it")
+
+    def _note(self, action: Fold | FoldMetrics) -> None:
+        """Writes a contribution into the journal; it counts from the next flush on."""
+        round_ = self._fleet.current_round
+        if round_ is None:
+            raise AssertionError(f"{type(action).__name__} outside a round")
+        self._journal.add(round_.round_id, _contribution(action))
+        self._noted.append(action)
+
+    def _fold(self, action: Fold | FoldMetrics) -> None:
+        if isinstance(action, Fold) and self._accumulator is not None:
+            self._accumulator.fold(action.update)
+        elif isinstance(action, FoldMetrics) and self._evaluation is not None:
+            self._evaluation.fold(action.metrics)
+        else:
+            raise AssertionError(f"{type(action).__name__} in a round of the other kind")
+
+    def _begin(self, kind: RoundKind) -> bytes:
+        """Makes the round's accumulator; returns the checkpoint that its cohort starts from."""
+        self._accumulator = self._aggregator.begin(self.state) if kind is RoundKind.TRAIN else None
+        self._evaluation = self._aggregator.begin_evaluation() if kind is RoundKind.EVALUATE else None
+        return encode_tensors(self._aggregator.weights(self.state))
+
+    def _resume(self, known: JournaledRound, now: float) -> list[Action] | None:
+        """Goes on with an interrupted round; None if what it had counted cannot be read again."""
+        checkpoint = self._begin(known.kind)
+        try:
+            for contribution in self._journal.contributions(known.round_id):
+                self._fold(self._as_fold(contribution))
+        except (WireError, AggregationError):
+            _LOG.exception("round_not_resumed round_id=%d", known.round_id)
+            self._journal.close_round(known.round_id, RoundState.ABANDONED)
+            self._journal.sync()
+            return None
+        self._evaluation_is_due = known.kind is RoundKind.EVALUATE
+        round_ = self._as_round(known, now)
+        _LOG.info("round_resumed round_id=%d updates=%d", known.round_id, round_.num_folded)
+        return self._fleet.restore_round(round_, checkpoint, now=now)
+
+    def _as_fold(self, contribution: Contribution) -> Fold | FoldMetrics:
+        if contribution.model_delta is None:
+            return FoldMetrics(device_id=contribution.device_id, metrics=contribution.metrics)
+        specs = [TensorSpec(shape=weight.shape) for weight in self._aggregator.weights(self.state)]
+        update = ClientUpdate(
+            model_delta=decode_tensors(contribution.model_delta, specs),
+            aggregation_weight=contribution.aggregation_weight,
+            metrics=contribution.metrics,
+        )
+        return Fold(device_id=contribution.device_id, update=update, encoded=contribution.model_delta)
+
+    def _as_round(self, known: JournaledRound, now: float) -> Round:
+        """A round of an earlier life; an unfinished one has its whole report time again."""
+        round_ = Round(round_id=known.round_id, kind=known.kind, policy=self._fleet.policy, now=now)
+        round_.state = known.state
+        round_.cohort = dict(known.members)
+        round_.deadline = now + self._fleet.policy.report_timeout_s
+        return round_
 
     def _open_next(self, now: float) -> list[Action]:
         if self.num_commits >= self._schedule.num_commits and not self._evaluation_is_due:
@@ -158,10 +246,8 @@ class RoundLoop:
         if self.is_done:
             return self._fleet.dismiss()
         kind = RoundKind.EVALUATE if self._evaluation_is_due else RoundKind.TRAIN
-        self._accumulator = self._aggregator.begin(self.state) if kind is RoundKind.TRAIN else None
-        self._evaluation = self._aggregator.begin_evaluation() if kind is RoundKind.EVALUATE else None
-        checkpoint = encode_tensors(self._aggregator.weights(self.state))
-        order = RoundOrder(round_id=self._round_ids.next_id(), kind=kind, checkpoint=checkpoint)
+        order = RoundOrder(round_id=self._round_ids.next_id(), kind=kind, checkpoint=self._begin(kind))
+        self._journal.open_round(order.round_id, kind, base_commits=self.state.num_commits)
         _LOG.info("round_opened round_id=%d kind=%s", order.round_id, kind.value)
         return self._fleet.open_round(order, now=now)
 
@@ -175,6 +261,8 @@ class RoundLoop:
                 _LOG.exception("aggregation_failed round_id=%d", round_.round_id)
                 event = RoundEvent.AGGREGATION_FAILED
         self._fleet.close_round(event, now=now)
+        self._journal.close_round(round_.round_id, round_.state)
+        self._journal.sync()
         self._note_outcome(round_)
         summary = RoundSummary(
             round_id=round_.round_id,
@@ -216,3 +304,16 @@ class RoundLoop:
             self.num_commits += 1
             every = self._schedule.evaluate_every
             self._evaluation_is_due = every > 0 and self.num_commits % every == 0
+
+
+def _contribution(action: Fold | FoldMetrics) -> Contribution:
+    if isinstance(action, FoldMetrics):
+        return Contribution(
+            device_id=action.device_id, model_delta=None, aggregation_weight=1.0, metrics=action.metrics
+        )
+    return Contribution(
+        device_id=action.device_id,
+        model_delta=action.encoded,
+        aggregation_weight=action.update.aggregation_weight,
+        metrics=action.update.metrics,
+    )

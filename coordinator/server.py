@@ -1,5 +1,6 @@
 """The coordinator's composition root: wires link, fleet, aggregator and store, keeps the clock, decides nothing."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -18,6 +19,7 @@ from coordinator.aggregation_spec import AggregationSpec
 from coordinator.checkpoints import CheckpointStore
 from coordinator.fleet import FleetCoordinator
 from coordinator.round_ids import RoundIds
+from coordinator.round_journal import RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.task_bundle import TaskBundle
@@ -35,6 +37,7 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _MAX_WAIT_S = 1.0
+_GROUP_COMMIT_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,9 +93,10 @@ def write_artefact(bundle: TaskBundle, spec: AggregationSpec, directory: Path) -
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskState:
-    """What a task keeps on disk: committed states and the last round id, and where to go on from."""
+    """What a task keeps on disk: committed states, the journal of rounds, the last round id; and where to go on from."""
 
     store: CheckpointStore
+    journal: RoundJournal
     round_ids: RoundIds
     state: ServerState
     is_resumed: bool
@@ -103,6 +107,7 @@ def open_task_state(state_dir: Path, bundle: TaskBundle, aggregator: Aggregator)
 
     Raises:
         InvalidBundle: The file that remembers the last round id is damaged.
+        JournalDamaged: The journal is damaged, or another coordinator is using it.
         StateMismatch: The stored state is not one of this aggregator's (the aggregation settings were changed).
     """
     directory = state_dir / bundle.task_id
@@ -111,7 +116,8 @@ def open_task_state(state_dir: Path, bundle: TaskBundle, aggregator: Aggregator)
     state = aggregator.initialize(bundle.initial_weights) if found is None else found
     aggregator.weights(state)
     round_ids = RoundIds(directory / "last_round_id", start=state.num_commits)
-    return TaskState(store=store, round_ids=round_ids, state=state, is_resumed=found is not None)
+    journal = RoundJournal(directory / "journal.sqlite")
+    return TaskState(store=store, journal=journal, round_ids=round_ids, state=state, is_resumed=found is not None)
 
 
 def run_rounds(
@@ -129,7 +135,7 @@ def run_rounds(
         config: Broker, population, goals.
         bundle: The task.
         aggregator: Folds updates.
-        task: Where to start from, and where committed states go.
+        task: Where to start from, and where committed states and counted updates go; its journal is closed at the end.
         on_round: Told of each round that is over, from this thread.
         stop: Set from anywhere to end after the message at hand.
 
@@ -165,25 +171,32 @@ def run_rounds(
         publish=lambda topic, payload, retain: link.publish(topic, payload, retain=retain),
         round_ids=task.round_ids,
         on_round=on_round,
+        journal=task.journal,
+        flushes_itself=False,
     )
     link.start()
     try:
         loop.start(now=time.monotonic())
         while not loop.is_done and not stop.is_set():
             _step(loop, events)
+        loop.flush(now=time.monotonic())
     finally:
         link.stop()
+        task.journal.close()
     return loop
 
 
 def _step(loop: RoundLoop, events: "queue.SimpleQueue[LinkEvent]") -> None:
-    """Waits for the next event or deadline and lets the loop deal with it."""
+    """Waits for the next event or deadline and lets the loop deal with it, and with whatever else has come by then.
+
+    What comes together shares one flush of the disk; nobody waits longer than the window for his receipt.
+    """
     wakeup = loop.next_wakeup()
     wait_s = _MAX_WAIT_S if wakeup is None else min(_MAX_WAIT_S, max(0.0, wakeup - time.monotonic()))
-    try:
+    with contextlib.suppress(queue.Empty):
         event = events.get(timeout=wait_s)
-    except queue.Empty:
-        loop.tick(now=time.monotonic())
-        return
-    loop.handle(event, now=time.monotonic())
+        window_ends_at = time.monotonic() + _GROUP_COMMIT_S
+        loop.handle(event, now=time.monotonic())
+        while time.monotonic() < window_ends_at:
+            loop.handle(events.get_nowait(), now=time.monotonic())
     loop.tick(now=time.monotonic())

@@ -103,6 +103,11 @@ def test_evaluation_contributions_have_no_update(path):
         assert [c.model_delta for c in journal.contributions(1)] == [None]
 
 
+def test_two_coordinators_cannot_share_a_journal(path):
+    with RoundJournal(path), pytest.raises(JournalDamaged, match="another coordinator"):
+        RoundJournal(path)
+
+
 def test_every_sync_reaches_the_disk(path):
     with RoundJournal(path) as journal:
         assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
