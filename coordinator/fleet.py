@@ -13,6 +13,7 @@ from broker_link.link import Incoming, LinkEvent, LinkUp
 from coordinator.actions import Action, CohortAssigned, Publish, RoundEnded, RoundOrder, to_device
 from coordinator.admission import AdmissionPolicy
 from coordinator.blob_shelf import BlobShelf
+from coordinator.completion import CompletionHistory
 from coordinator.errors import IllegalTransition
 from coordinator.intake import Answer, ReportIntake
 from coordinator.population import Population, Waiting
@@ -83,6 +84,7 @@ class FleetCoordinator:
         self._rng = rng
         self._token = token
         self.population = Population(policy)
+        self.completion = CompletionHistory(policy)
         self.shelf = BlobShelf()
         self.uploads = Uploads(budget_bytes=upload_budget_bytes)
         self.intake = ReportIntake(plan=bundle.plan, policy=admission or AdmissionPolicy(), uploads=self.uploads)
@@ -185,6 +187,7 @@ class FleetCoordinator:
         was_reporting = round_.state is RoundState.REPORTING
         if not round_.is_over:
             round_.move(event)
+        self.completion.note(round_)
         self._last_round_s = max(1.0, now - round_.opened_at)
         self.uploads.clear()
         self._round = None
@@ -287,12 +290,13 @@ class FleetCoordinator:
         round_ = self._require_round()
         available = self.population.num_eligible(self._only)
         is_late = now >= round_.deadline
-        if available < self._policy.cohort_size and not is_late:
+        wanted = self.completion.cohort_size()
+        if available < wanted and not is_late:
             return []
         if available < self._policy.min_reports:
             round_.move(RoundEvent.SELECTION_FAILED)
             return [RoundEnded(round=round_)]
-        drawn = self.population.draw_cohort(self._policy.cohort_size, rng=self._rng, only=self._only)
+        drawn = self.population.draw_cohort(wanted, rng=self._rng, only=self._only)
         round_.assign({waiting.device_id: self._token(16) for waiting in drawn}, now=now)
         self.intake.add_round(round_)
         assignments = [

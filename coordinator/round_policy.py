@@ -22,7 +22,7 @@ class RoundPolicy:
     min_reports: int
     """Fewer at the deadline, and the round is abandoned."""
     over_selection: float = 1.3
-    """Cohort size / report_goal."""
+    """Cohort size / report_goal, until the fleet's own completion rate is known (``completion``); 1 asks the goal alone."""
     selection_timeout_s: float = 60.0
     """A round that could not fill its cohort starts after this with whom it has, if they can reach min_reports."""
     report_timeout_s: float = 600.0
