@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from broker_link.failpoints import hit
+
 __all__ = ["write_durably"]
 
 
@@ -16,11 +18,15 @@ def write_durably(path: Path, data: bytes) -> None:
         OSError: It cannot be written; what was there before is still there.
     """
     partial = path.with_suffix(".part")
+    hit("coordinator.file.before_write")
     with partial.open("wb") as stream:
         stream.write(data)
         stream.flush()
+        hit("coordinator.file.before_sync")
         os.fsync(stream.fileno())
+    hit("coordinator.file.before_rename")
     partial.replace(path)
+    hit("coordinator.file.after_rename")
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from broker_link.failpoints import hit
 from coordinator.durable_files import write_durably
 from coordinator.errors import InvalidBundle
 
@@ -38,5 +39,7 @@ class RoundIds:
         """
         self._last += 1
         if self._path is not None:
+            hit("coordinator.round_id.before_write")
             write_durably(self._path, b"%d\n" % self._last)
+            hit("coordinator.round_id.after_write")
         return self._last

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from broker_link.failpoints import hit
 from coordinator.errors import JournalDamaged
 from coordinator.round_table import Member, MemberState, RoundState
 from wire_protocol.messages import Metrics, RejectionReason, RoundKind
@@ -155,17 +156,21 @@ class RoundJournal:
 
     def open_round(self, round_id: int, kind: RoundKind, *, base_commits: int) -> None:
         """Notes a new round."""
+        hit("coordinator.journal.before_open")
         self._write(
             "INSERT INTO rounds VALUES (?, ?, ?, ?)", (round_id, kind.value, base_commits, RoundState.SELECTING.value)
         )
+        hit("coordinator.journal.after_open")
 
     def assign(self, round_id: int, members: Mapping[str, Member]) -> None:
         """Notes the cohort of a round."""
+        hit("coordinator.journal.before_assign")
         self._write("UPDATE rounds SET state = ? WHERE round_id = ?", (RoundState.REPORTING.value, round_id))
         for device_id, member in members.items():
             self._write(
                 "INSERT INTO members VALUES (?, ?, ?, ?, NULL)", (round_id, device_id, member.nonce, member.state.value)
             )
+        hit("coordinator.journal.after_assign")
 
     def add(self, round_id: int, contribution: Contribution) -> None:
         """Notes a contribution and that its device has been counted: both or neither.
@@ -173,6 +178,7 @@ class RoundJournal:
         Raises:
             JournalDamaged: The device has been counted in this round before (a fault of ours).
         """
+        hit("coordinator.journal.before_add")
         metrics = contribution.metrics
         self._write(
             "INSERT INTO contributions (round_id, device_id, model_delta, aggregation_weight, loss_sum, num_correct,"
@@ -183,6 +189,7 @@ class RoundJournal:
             ),
         )
         self.mark(round_id, contribution.device_id, MemberState.FOLDED)
+        hit("coordinator.journal.after_add")
 
     def mark(self, round_id: int, device_id: str, state: MemberState, rejection: RejectionReason | None = None) -> None:
         """Notes what a member did."""
@@ -193,18 +200,22 @@ class RoundJournal:
 
     def close_round(self, round_id: int, state: RoundState) -> None:
         """Notes how a round ended, drops its contributions, and forgets rounds long over."""
+        hit("coordinator.journal.before_close")
         self._write("UPDATE rounds SET state = ? WHERE round_id = ?", (state.value, round_id))
         self._write("DELETE FROM contributions WHERE round_id = ?", (round_id,))
         forgotten = "(SELECT round_id FROM rounds ORDER BY round_id DESC LIMIT -1 OFFSET ?)"
         for table in ("members", "rounds"):
             # Constant table names; SQLite takes no parameter there.
             self._write(f"DELETE FROM {table} WHERE round_id IN {forgotten}", (_ROUNDS_KEPT,))  # noqa: S608
+        hit("coordinator.journal.after_close")
 
     def sync(self) -> None:
         """Makes everything noted so far durable. One disk flush, however much was noted."""
         if self._is_writing:
+            hit("coordinator.journal.before_sync")
             self._execute("COMMIT", ())
             self._is_writing = False
+            hit("coordinator.journal.after_sync")
 
     def rounds(self) -> list[JournaledRound]:
         """The rounds remembered, oldest first; an unfinished one can only be the last."""

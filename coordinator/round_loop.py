@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from broker_link.failpoints import hit
 from broker_link.link import LinkEvent
 from coordinator.actions import Action, CohortAssigned, Fold, FoldMetrics, Publish, RoundEnded, RoundOrder
 from coordinator.aggregation import Aggregator, ClientUpdate, EvaluationAccumulator, RoundAccumulator, ServerState
@@ -27,6 +28,7 @@ from wire_protocol.tensors import decode_tensors, encode_tensors
 __all__ = ["RoundLoop", "RoundSchedule", "RoundSummary", "StateStore"]
 
 _LOG = logging.getLogger(__name__)
+_WATCHED_KINDS = frozenset({"assignment", "receipt"})
 
 
 class StateStore(Protocol):
@@ -129,12 +131,14 @@ class RoundLoop:
 
     def start(self, *, now: float) -> None:
         """Goes on with the round that a restart interrupted, or opens the first one."""
+        hit("coordinator.start.before_recovery")
         recovery = recover(self._journal.rounds(), num_commits=self.state.num_commits)
         for known in recovery.newly_over:
             self._journal.close_round(known.round_id, known.state)
         for known in recovery.over:
             self._fleet.remember(self._as_round(known, now))
         self._journal.sync()
+        hit("coordinator.start.after_recovery")
         resumed = None if recovery.unfinished is None else self._resume(recovery.unfinished, now)
         self._run(self._open_next(now) if resumed is None else resumed, now)
 
@@ -153,7 +157,9 @@ class RoundLoop:
             noted, self._noted = self._noted, []
             self._journal.sync()
             for action in noted:
+                hit("coordinator.fold.before")
                 self._fold(action)
+                hit("coordinator.fold.after")
                 self._carry_out(self._fleet.folded(action.device_id, now=now), now)
 
     def next_wakeup(self) -> float | None:
@@ -172,7 +178,7 @@ class RoundLoop:
             action = todo.popleft()
             match action:
                 case Publish():
-                    self._publish(action.topic, action.payload, action.retain)
+                    self._send(action)
                 case CohortAssigned():
                     self._journal.assign(action.round.round_id, action.round.cohort)
                     self._journal.sync()
@@ -180,6 +186,14 @@ class RoundLoop:
                     self._note(action)
                 case RoundEnded():
                     todo.extend(self._end_round(action.round, now))
+
+    def _send(self, action: Publish) -> None:
+        kind = action.topic.rpartition("/")[2]
+        if kind in _WATCHED_KINDS:
+            hit(f"coordinator.{kind}.before")
+        self._publish(action.topic, action.payload, action.retain)
+        if kind in _WATCHED_KINDS:
+            hit(f"coordinator.{kind}.after")
 
     def _note(self, action: Fold | FoldMetrics) -> None:
         """Writes a contribution into the journal; it counts from the next flush on."""
@@ -248,10 +262,12 @@ class RoundLoop:
         kind = RoundKind.EVALUATE if self._evaluation_is_due else RoundKind.TRAIN
         order = RoundOrder(round_id=self._round_ids.next_id(), kind=kind, checkpoint=self._begin(kind))
         self._journal.open_round(order.round_id, kind, base_commits=self.state.num_commits)
+        hit("coordinator.round.opened")
         _LOG.info("round_opened round_id=%d kind=%s", order.round_id, kind.value)
         return self._fleet.open_round(order, now=now)
 
     def _end_round(self, round_: Round, now: float) -> list[Action]:
+        hit("coordinator.round.ended")
         metrics: Mapping[str, float] = {}
         event = RoundEvent.RESULT_STORED
         if round_.state is RoundState.AGGREGATING:
@@ -287,7 +303,9 @@ class RoundLoop:
             return self._evaluation.finish()
         if self._accumulator is None:
             raise AssertionError("a training round without an accumulator")
+        hit("coordinator.aggregate.before")
         result = self._accumulator.finish()
+        hit("coordinator.aggregate.after")
         # Durable first: no device may ever see a checkpoint that a crash could take back.
         self._store.save(result.state)
         self.state = result.state
