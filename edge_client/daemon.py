@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, TypeAlias
 
+from broker_link.failpoints import hit
 from broker_link.link import BrokerLink, EventSink, LinkDown, LinkEvent, LinkUp
 from edge_client.agent import DeviceAgent
 from edge_client.blob_store import FileBlobStore
@@ -45,6 +46,7 @@ __all__ = ["Daemon", "MakeLink", "client_version", "once", "paho_link", "run"]
 _LOG = logging.getLogger(__name__)
 _LONGEST_SLEEP_S: Final = 3600.0
 _MEGABYTE: Final = 1024 * 1024
+_WATCHED_KINDS: Final = {"check-in": "check_in", "report": "report"}
 
 MakeLink: TypeAlias = Callable[[EdgeConfig, DeviceChannel, EventSink], BrokerLink]
 """Makes the link of a device; events go to the sink."""
@@ -125,6 +127,7 @@ class Daemon:
         """Takes part until stopped, until ``until`` says so, or until ``timeout_s`` has passed. Call it once."""
         ends_at = time.monotonic() + timeout_s
         _LOG.info("daemon_started device_id=%s pid=%d", self.agent.channel.device_id, os.getpid())
+        hit("device.start")
         self._link.start()
         try:
             while not self._is_stopping and time.monotonic() < ends_at and not until(self.agent):
@@ -144,19 +147,24 @@ class Daemon:
             self._handle(event)
         ended = self._trainer.poll()
         if ended is not None:
+            hit("device.job.finished")
             self._handle(ended)
         if time.monotonic() >= self.agent.next_wakeup():
             self._handle(Tick())
 
     def _handle(self, event: DeviceEvent) -> None:
         _log_event(event)
+        if isinstance(event, LinkUp):
+            hit("device.link_up")
         state, outcome = self.agent.state, self.agent.last_outcome
         actions = self.agent.handle(event, time.monotonic())
         if self.agent.state is not state:
             _LOG.info(
                 "session_moved from=%s to=%s round_id=%s", state.value, self.agent.state.value, self.agent.round_id
             )
+            hit("device.session.moved")
         if self.agent.last_outcome is not outcome and self.agent.last_outcome is not None:
+            hit("device.round.over")
             _log_outcome(self.agent.last_outcome)
         self._perform(actions)
 
@@ -164,17 +172,29 @@ class Daemon:
         for action in actions:
             match action:
                 case Publish():
-                    self._link.publish(action.topic, action.payload, retain=action.retain)
+                    self._send(action)
                 case StartJob():
+                    hit("device.job.before_start")
                     self._trainer.start(action.job)
+                    hit("device.job.after_start")
                 case StopJob():
                     self._trainer.stop()
                 case SaveBlob():
                     self._save(action)
 
+    def _send(self, action: Publish) -> None:
+        watched = _WATCHED_KINDS.get(action.topic.rpartition("/")[2])
+        if watched is not None:
+            hit(f"device.{watched}.before")
+        self._link.publish(action.topic, action.payload, retain=action.retain)
+        if watched is not None:
+            hit(f"device.{watched}.after")
+
     def _save(self, action: SaveBlob) -> None:
+        hit("device.blob.before_write")
         try:
             self._blobs.put(action.sha256, action.data)
+            hit("device.blob.after_write")
         except StorageError as error:
             # The agent has the bytes in memory: a full disk costs the next download, not this round.
             _LOG.warning("blob_not_stored error=%r", str(error))

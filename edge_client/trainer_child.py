@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from broker_link.failpoints import hit
 from edge_client.errors import EdgeClientError, FrameError
 from edge_client.example_store import open_examples
 from edge_client.trainer_frames import (
@@ -57,7 +58,10 @@ def _run(frame: JobFrame, trainer: Trainer, options: TrainerOptions) -> ResultFr
         job = read_job(frame)
         examples = open_examples(Path(options.data_path))
         run = trainer.train if job.kind is RoundKind.TRAIN else trainer.evaluate
-        return result_frame(job, run(job, examples))
+        hit("device.trainer.before_train")
+        result = run(job, examples)
+        hit("device.trainer.after_train")
+        return result_frame(job, result)
     except (EdgeClientError, MemoryError, ImportError) as error:
         detail = f"{type(error).__name__}: {error}"[:_DETAIL_CHARS]
         return FailureFrame(round_id=frame.round_id, reason=withdrawal_reason(error), detail=detail)
