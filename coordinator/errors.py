@@ -7,6 +7,7 @@ CoordinatorError
 ├── BrokerFailed           the embedded broker did not start or died (transient)
 ├── UpdateRejected         a report failed admission (theirs: the device's), with its reason
 ├── JournalDamaged         the journal of rounds cannot be read (theirs: the disk's)
+├── JournalUnwritable      the journal cannot be written: a full disk, a lock (transient; nothing was said of it)
 ├── AggregationError       an aggregator refused: the round is lost, the state it began with is not
 │   ├── AccumulatorClosed       a fold or a finish after the round was finished (ours, a bug)
 │   ├── EmptyRound              a round was finished with nothing folded (ours, a bug)
@@ -34,6 +35,7 @@ __all__ = [
     "InvalidBundle",
     "InvalidConfig",
     "JournalDamaged",
+    "JournalUnwritable",
     "QuorumMissed",
     "StateMismatch",
     "UnsupportedAggregation",
@@ -72,6 +74,10 @@ class UpdateRejected(CoordinatorError):
 
 class JournalDamaged(CoordinatorError):
     """The journal of rounds cannot be read."""
+
+
+class JournalUnwritable(CoordinatorError):
+    """The journal cannot be written: nothing that was not durable has been acknowledged."""
 
 
 class AggregationError(CoordinatorError):

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from broker_link.failpoints import hit
-from coordinator.errors import JournalDamaged
+from coordinator.errors import JournalDamaged, JournalUnwritable
 from coordinator.round_table import Member, MemberState, RoundState
 from wire_protocol.messages import Metrics, RejectionReason, RoundKind
 
@@ -265,8 +265,10 @@ class RoundJournal:
     def _execute(self, statement: str, values: tuple[object, ...]) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
-        except sqlite3.OperationalError:
-            # A full disk or a lock: the surroundings' trouble, not the file's. The caller stops, and nothing was said.
-            raise
+        except sqlite3.OperationalError as error:
+            raise JournalUnwritable(
+                f"{self._path} cannot be written ({error}); make room on the disk and start the coordinator again: "
+                "it goes on where it stopped"
+            ) from error
         except sqlite3.DatabaseError as error:
             raise JournalDamaged(f"{self._path}: {error}") from error

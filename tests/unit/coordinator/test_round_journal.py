@@ -1,11 +1,10 @@
 """The journal: what was synced survives, what was not does not, and nothing is ever counted twice."""
 
 import shutil
-import sqlite3
 
 import pytest
 
-from coordinator.errors import JournalDamaged
+from coordinator.errors import JournalDamaged, JournalUnwritable
 from coordinator.round_journal import Contribution, RoundJournal
 from coordinator.round_table import Member, MemberState, RoundState
 from wire_protocol.messages import Metrics, RejectionReason, RoundKind
@@ -132,7 +131,7 @@ def test_a_full_disk_raises_and_loses_nothing_that_was_synced(path):
     journal.sync()
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    with pytest.raises(JournalUnwritable, match="make room"):
         journal.add(1, _contribution("b", bytes(1_000_000)))
     journal._db.close()
     with RoundJournal(path) as again:
