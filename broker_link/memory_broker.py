@@ -92,9 +92,13 @@ class MemoryBroker:
         return node.links
 
     def attach(self, link: "MemoryLink") -> None:
-        """Adds a link's subscriptions and sends it what is retained for them."""
+        """Adds a link's subscriptions."""
         for topic_filter in link.subscriptions:
             self._links(topic_filter)[link] = None
+
+    def send_retained(self, link: "MemoryLink") -> None:
+        """Sends a link what is retained for its subscriptions."""
+        for topic_filter in link.subscriptions:
             for topic in self._retained_for(topic_filter):
                 self._deliver(link, topic, self._retained[topic])
 
@@ -129,8 +133,9 @@ class MemoryLink:
             return
         self.is_up = True
         self.connection += 1
-        self.sink(LinkUp())
         self._broker.attach(self)
+        self.sink(LinkUp())
+        self._broker.send_retained(self)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Sends if connected; drops otherwise."""

@@ -64,7 +64,7 @@ class RoundOrder:
     checkpoint: bytes
     """The encoded weights that the cohort starts from."""
     only: frozenset[str] | None = None
-    """If given, the cohort is drawn from these devices alone."""
+    """If given, the cohort is these devices, and no others."""
 
 
 def to_device(population: str, device_id: str, message: Message) -> Publish:

@@ -6,6 +6,7 @@ assignments, the cohort is the smallest ``n`` for which a Binomial(n, p) count r
 probability. A prior stands for the operator's ``over_selection`` until the fleet has spoken.
 """
 
+import bisect
 import collections
 import math
 from typing import Final
@@ -56,10 +57,10 @@ class CompletionHistory:
             return self._policy.cohort_size
         largest = math.ceil(goal * _MAX_OVER_SELECTION)
         rate = self.completion_rate
-        for size in range(goal, largest):
-            if binomial_tail(size, rate, goal) >= _WANTED_PROBABILITY:
-                return size
-        return largest
+        # The tail grows with the size, so that a dozen of them are computed and not thousands.
+        return goal + bisect.bisect_left(
+            range(goal, largest), _WANTED_PROBABILITY, key=lambda size: binomial_tail(size, rate, goal)
+        )
 
 
 def binomial_tail(num_trials: int, probability: float, at_least: int) -> float:

@@ -94,6 +94,7 @@ class FleetCoordinator:
         self._checkpoints: list[BlobRef] = []
         self._round: Round | None = None
         self._only: frozenset[str] | None = None
+        self._wanted = 0
         self._last_round_s = policy.report_timeout_s
 
     @property
@@ -125,6 +126,8 @@ class FleetCoordinator:
             raise IllegalTransition(f"round {self._round.round_id} is still {self._round.state.value}")
         self._round = Round(round_id=order.round_id, kind=order.kind, policy=self._policy, now=now)
         self._only = order.only
+        # Fixed here: it is asked for at every check-in, and costs more than handling one.
+        self._wanted = len(order.only) if order.only is not None else self._cohort_size()
         self._offer_checkpoint(order.checkpoint)
         return self._select(now)
 
@@ -290,19 +293,22 @@ class FleetCoordinator:
         round_ = self._require_round()
         available = self.population.num_eligible(self._only)
         is_late = now >= round_.deadline
-        wanted = self.completion.cohort_size()
-        if available < wanted and not is_late:
+        if available < self._wanted and not is_late:
             return []
         if available < self._policy.min_reports:
             round_.move(RoundEvent.SELECTION_FAILED)
             return [RoundEnded(round=round_)]
-        drawn = self.population.draw_cohort(wanted, rng=self._rng, only=self._only)
+        drawn = self.population.draw_cohort(self._wanted, rng=self._rng, only=self._only)
         round_.assign({waiting.device_id: self._token(16) for waiting in drawn}, now=now)
         self.intake.add_round(round_)
         assignments = [
             self._assignment(round_, waiting, round_.cohort[waiting.device_id].nonce, now) for waiting in drawn
         ]
         return [CohortAssigned(round=round_), *assignments]
+
+    def _cohort_size(self) -> int:
+        """Devices to ask; never more than may wait at a time, or selection could only end by its time-out."""
+        return min(self.completion.cohort_size(), self._policy.max_waiting)
 
     def _settle(self, now: float) -> list[Action]:
         """Ends the round if it can be ended, and tells those still training that it is over."""

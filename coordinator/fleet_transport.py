@@ -36,7 +36,7 @@ class FleetTransport:
     """Reaches cohorts over a broker; a ``RoundTransport`` of ``coordinator.tff.contexts``.
 
     Args:
-        fleet: The coordinator's talk with the devices; its policy's cohort size must be the cohorts'.
+        fleet: The coordinator's talk with the devices; its policy must let as many devices wait as a cohort has.
         connect: Makes the link, given where its events are to go.
         clock: Monotonic seconds.
     """

@@ -7,7 +7,7 @@ in-memory broker and virtual time.
 import collections
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from broker_link.failpoints import hit
@@ -137,6 +137,7 @@ class RoundLoop:
             self._journal.close_round(known.round_id, known.state)
         for known in recovery.over:
             self._fleet.remember(self._as_round(known, now))
+        self._evaluation_is_due = self._is_evaluation_missing(recovery.over)
         self._journal.sync()
         hit("coordinator.start.after_recovery")
         resumed = None if recovery.unfinished is None else self._resume(recovery.unfinished, now)
@@ -310,6 +311,21 @@ class RoundLoop:
         self._store.save(result.state)
         self.state = result.state
         return result.metrics
+
+    def _is_evaluation_missing(self, over: Sequence[JournaledRound]) -> bool:
+        """Whether an earlier life ended between the commit that calls for an evaluation and that evaluation."""
+        every = self._schedule.evaluate_every
+        return (
+            every > 0
+            and self.num_commits > 0
+            and self.num_commits % every == 0
+            and not any(
+                known.kind is RoundKind.EVALUATE
+                and known.state is RoundState.COMMITTED
+                and known.base_commits == self.num_commits
+                for known in over
+            )
+        )
 
     def _note_outcome(self, round_: Round) -> None:
         if round_.state is RoundState.ABANDONED:

@@ -1,6 +1,6 @@
 """The life of one round as a transition table. Pure: no clock, no I/O; time is a number passed in.
 
-`ROUND_TRANSITIONS` is the whole truth; `docs/explanation/rounds.md` is drawn from it. A move that is not in the table
+`ROUND_TRANSITIONS` is the whole truth; `docs/explanation/state-machines.md` is drawn from it. A move that is not in the table
 raises `IllegalTransition`, which is always a fault of ours and never a device's.
 """
 

@@ -26,7 +26,7 @@ class Upload:
 class Uploads:
     """The uploads of the current round, one per device, together at most ``budget_bytes``.
 
-    The budget bounds the coordinator's memory whatever the cohort: a report that does not fit is told to come back
+    The budget bounds what is kept of unfinished updates, whatever the cohort: a report that does not fit is told to come back
     (a BUSY receipt), which costs the device nothing but time. A device that vanished in the middle keeps nobody out:
     its pieces are forgotten when another needs the room, and asked for again if it comes back.
     """

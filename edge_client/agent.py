@@ -12,7 +12,8 @@ from broker_link.link import Incoming, LinkDown, LinkUp
 from edge_client.channel import DeviceChannel
 from edge_client.check_ins import CheckIns
 from edge_client.counts import DeviceCount, RoundEnding, RoundOutcome
-from edge_client.events import Action, DeviceEvent, Tick, TrainingFailed, TrainingFinished
+from edge_client.events import Action, DeviceEvent, ReportNotStored, Tick, TrainingFailed, TrainingFinished
+from edge_client.pending_report import PendingReport
 from edge_client.round_blobs import BlobReader
 from edge_client.round_work import DeviceContext, RoundWork
 from edge_client.session import DeviceSession, SessionEvent, SessionState
@@ -47,6 +48,7 @@ class DeviceAgent:
         token: Makes 16 unguessable bytes for a check-in: ``os.urandom(16)`` in the daemon.
         client_version: What it tells the coordinator about itself.
         settings: Its patience.
+        pending: A report from before a restart: it is sent before anything else is done.
 
     Raises:
         InvalidIdentifier: ``population`` or ``device_id`` may not be part of a topic.
@@ -64,6 +66,7 @@ class DeviceAgent:
         token: Callable[[], bytes],
         client_version: str = "",
         settings: AgentSettings | None = None,
+        pending: PendingReport | None = None,
     ) -> None:
         settings = settings or AgentSettings()
         self._context = DeviceContext(
@@ -77,6 +80,10 @@ class DeviceAgent:
         self._work: RoundWork | None = None
         self.last_outcome: RoundOutcome | None = None
         """How the last assignment ended."""
+        if pending is not None:
+            self._context.session.move(SessionEvent.OUTBOX_RESUMED)
+            self.counts[DeviceCount.REPORTS_RESUMED] += 1
+            self._work = RoundWork.resumed(self._context, pending)
 
     @property
     def channel(self) -> DeviceChannel:
@@ -96,7 +103,7 @@ class DeviceAgent:
     @property
     def round_id(self) -> int | None:
         """The round this device is assigned to, if any."""
-        return self._work.assignment.round_id if self._work is not None else None
+        return self._work.round_id if self._work is not None else None
 
     def next_wakeup(self) -> float:
         """When a ``Tick`` is due, on the clock of ``now``: a time past is at once, infinity is never."""
@@ -135,6 +142,9 @@ class DeviceAgent:
                 return self._tick(now)
             case TrainingFinished() | TrainingFailed():
                 return self._job_over(event, now)
+            case ReportNotStored():
+                work = self._work
+                return work.not_stored(event.round_id) if work is not None else self._ignore(DeviceCount.STALE_RESULT)
             case LinkUp():
                 return self._link_up(event, now)
             case LinkDown():
@@ -151,7 +161,7 @@ class DeviceAgent:
                 self._check_ins.round_over(now, retry_after_s=outcome.retry_after_s)
             case RoundEnding.REJECTED | RoundEnding.WITHDRAWN:
                 self._check_ins.round_failed(now, retry_after_s=outcome.retry_after_s)
-            case RoundEnding.ROUND_CLOSED | RoundEnding.DEADLINE_PASSED:
+            case RoundEnding.ROUND_CLOSED | RoundEnding.DEADLINE_PASSED | RoundEnding.UNANSWERED:
                 self._check_ins.round_over(now)
             case RoundEnding.TASK_CHANGED:
                 pass
@@ -209,7 +219,9 @@ class DeviceAgent:
     def _another_task(self, task: TaskAnnouncement | None, now: float) -> list[Action]:
         self._check_ins.set_task(task, now)
         if self._work is not None:
-            return self._work.supersede()
+            # A report from the outbox is older than the first announcement that this process hears.
+            is_same = task is not None and task.task_id == self._work.task_id
+            return [] if is_same else self._work.supersede()
         if self.state is SessionState.CHECKED_IN:
             self._context.session.move(SessionEvent.TASK_CHANGED)
         return []
@@ -244,7 +256,7 @@ class DeviceAgent:
             return self._ignore(DeviceCount.STALE_ASSIGNMENT)
         self._context.session.move(SessionEvent.ASSIGNMENT)
         self.counts[DeviceCount.ASSIGNMENTS] += 1
-        self._work = RoundWork(self._context, message, now)
+        self._work = RoundWork.assigned(self._context, message, now)
         return self._work.begin(now)
 
     def _ignore(self, count: DeviceCount) -> list[Action]:

@@ -23,6 +23,10 @@ class DeviceCount(enum.StrEnum):
     """A piece or piece list of no use."""
     BAD_PIECE = "bad_piece"
     """A piece or piece list that does not match its hash."""
+    REPORT_NOT_STORED = "report_not_stored"
+    """A finished job whose report the disk did not take; the round was given back."""
+    REPORTS_RESUMED = "reports_resumed"
+    """Reports found in the outbox at the start."""
     CHECK_INS = "check_ins"
     CHECK_INS_REPEATED = "check_ins_repeated"
     REFUSALS = "refusals"
@@ -39,6 +43,8 @@ class RoundEnding(enum.StrEnum):
     DEADLINE_PASSED = "deadline_passed"
     """No receipt came before the deadline; whether the report was counted is not known."""
     TASK_CHANGED = "task_changed"
+    UNANSWERED = "unanswered"
+    """A report from before a restart was repeated as often as the settings allow, and nobody answered."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,15 +29,20 @@ from edge_client.errors import StorageError
 from edge_client.events import (
     Action,
     DeviceEvent,
+    DropReport,
     Publish,
+    ReportNotStored,
     SaveBlob,
     StartJob,
     StopJob,
+    StoreReport,
     Tick,
     TrainingFailed,
     TrainingFinished,
 )
+from edge_client.outbox import Outbox
 from edge_client.state_dir import StateDir
+from edge_client.state_writer import StateWriter
 from edge_client.trainer_options import TrainerOptions
 from edge_client.trainer_process import TrainerProcess
 
@@ -96,6 +101,7 @@ class Daemon:
         self._state_dir = StateDir(Path(config.device.state_dir))
         self._state_dir.lock()
         self._blobs = FileBlobStore(self._state_dir.blobs, max_bytes=config.device.blob_cache_mb * _MEGABYTE)
+        self._outbox = Outbox(self._state_dir.outbox, writer=StateWriter())
         self.agent = DeviceAgent(
             population=config.device.population,
             device_id=self._state_dir.device_id(config.device.id),
@@ -103,6 +109,7 @@ class Daemon:
             uniform=random.SystemRandom().uniform,
             token=lambda: os.urandom(16),
             client_version=client_version(),
+            pending=self._outbox.load(),
         )
         training = config.training
         self._trainer = TrainerProcess(
@@ -181,6 +188,21 @@ class Daemon:
                     self._trainer.stop()
                 case SaveBlob():
                     self._save(action)
+                case StoreReport():
+                    if not self._is_stored(action):
+                        # What follows would publish it: what is not stored is not sent.
+                        self._handle(ReportNotStored(round_id=action.pending.report.round_id))
+                        return
+                case DropReport():
+                    self._outbox.drop(action.round_id)
+
+    def _is_stored(self, action: StoreReport) -> bool:
+        try:
+            self._outbox.store(action.pending)
+        except StorageError as error:
+            _LOG.error("report_not_stored error=%r", str(error))
+            return False
+        return True
 
     def _send(self, action: Publish) -> None:
         watched = _WATCHED_KINDS.get(action.topic.rpartition("/")[2])

@@ -13,6 +13,7 @@
     │   └── NonFiniteUpdate    training produced NaN or infinity: nothing leaves the device
     ├── FrameError             bytes between daemon and trainer that are no frame (the trainer is restarted)
     └── StorageError           the state directory cannot be read or written (disk full, permissions)
+        └── CorruptState       a file in it is not what was written (quarantined, never fatal)
 
 `DataError` and `ConfigError` are the owner's to mend and say how; the rest are transient unless said otherwise.
 """
@@ -20,6 +21,7 @@
 __all__ = [
     "ConfigError",
     "ContractViolation",
+    "CorruptState",
     "DataError",
     "DataFormatError",
     "DataNotFound",
@@ -84,3 +86,7 @@ class FrameError(EdgeClientError):
 
 class StorageError(EdgeClientError):
     """The state directory cannot be read or written."""
+
+
+class CorruptState(StorageError):
+    """A file of the state directory is not what was written."""

@@ -4,6 +4,7 @@ import dataclasses
 from typing import TypeAlias
 
 from broker_link.link import LinkEvent
+from edge_client.pending_report import PendingReport
 from edge_client.training import TrainingJob, TrainingResult
 from wire_protocol.blobs import BlobRef
 from wire_protocol.messages import WithdrawalReason
@@ -11,10 +12,13 @@ from wire_protocol.messages import WithdrawalReason
 __all__ = [
     "Action",
     "DeviceEvent",
+    "DropReport",
     "Publish",
+    "ReportNotStored",
     "SaveBlob",
     "StartJob",
     "StopJob",
+    "StoreReport",
     "Tick",
     "TrainingFailed",
     "TrainingFinished",
@@ -45,7 +49,14 @@ class TrainingFailed:
     """For the device's log; never sent."""
 
 
-DeviceEvent: TypeAlias = LinkEvent | Tick | TrainingFinished | TrainingFailed
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReportNotStored:
+    """A ``StoreReport`` could not be performed, and nothing that was to follow it was."""
+
+    round_id: int
+
+
+DeviceEvent: TypeAlias = LinkEvent | Tick | TrainingFinished | TrainingFailed | ReportNotStored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,4 +95,21 @@ class SaveBlob:
         return self.ref.sha256
 
 
-Action: TypeAlias = Publish | StartJob | StopJob | SaveBlob
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StoreReport:
+    """Make this report durable before anything that follows in the same list is done.
+
+    If that fails, do nothing of what follows, and answer with ``ReportNotStored``: what is not stored is not sent.
+    """
+
+    pending: PendingReport
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DropReport:
+    """The round is over for this device: the stored report may go."""
+
+    round_id: int
+
+
+Action: TypeAlias = Publish | StartJob | StopJob | SaveBlob | StoreReport | DropReport

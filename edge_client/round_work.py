@@ -1,17 +1,28 @@
-"""One assignment from its arrival to its end: fetch, job, report. No I/O.
+"""One assignment from its arrival to its end: fetch, job, report; or, after a restart, the report alone. No I/O.
 
 Moves the device's session, and says by ``outcome`` when the round is over for this device.
 """
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from edge_client.channel import DeviceChannel
 from edge_client.counts import DeviceCount, RoundEnding, RoundOutcome
 from edge_client.errors import IllegalTransition
-from edge_client.events import Action, SaveBlob, StartJob, StopJob, TrainingFailed, TrainingFinished
+from edge_client.events import (
+    Action,
+    DropReport,
+    SaveBlob,
+    StartJob,
+    StopJob,
+    StoreReport,
+    TrainingFailed,
+    TrainingFinished,
+)
 from edge_client.fetch import Taken
+from edge_client.pending_report import PendingReport
 from edge_client.round_blobs import BlobReader, PlanReader, RoundBlobs
 from edge_client.session import DeviceSession, SessionEvent, SessionState
 from edge_client.settings import AgentSettings
@@ -54,24 +65,50 @@ class DeviceContext:
 class RoundWork:
     """An assignment under way. Every method returns what to do; afterwards look at ``outcome``.
 
-    Args:
-        context: The device.
-        assignment: The assignment; the session is ASSIGNED.
-        now: Monotonic time in seconds: the deadline counts from here.
+    Made by ``assigned`` or by ``resumed``.
     """
 
-    __slots__ = ("_blobs", "_context", "_upload", "assignment", "deadline_at", "outcome")
+    __slots__ = (
+        "_assignment", "_blobs", "_context", "_nonce", "_upload", "deadline_at", "outcome", "round_id", "task_id"
+    )  # fmt: skip
 
-    def __init__(self, context: DeviceContext, assignment: Assignment, now: float) -> None:
+    def __init__(
+        self, context: DeviceContext, *, task_id: str, round_id: int, nonce: bytes, deadline_at: float
+    ) -> None:
         self._context = context
-        self.assignment = assignment
-        self.deadline_at = now + assignment.deadline_s
+        self._nonce = nonce
+        self._assignment: Assignment | None = None
+        self._blobs: RoundBlobs | None = None
+        self._upload: ReportUpload | None = None
+        self.task_id = task_id
+        self.round_id = round_id
+        self.deadline_at = deadline_at
         self.outcome: RoundOutcome | None = None
         """How the round ended for this device; None while it is under way."""
-        self._upload: ReportUpload | None = None
-        self._blobs: RoundBlobs | None = RoundBlobs(
+
+    @classmethod
+    def assigned(cls, context: DeviceContext, assignment: Assignment, now: float) -> "RoundWork":
+        """From an assignment; the session is ASSIGNED, and the deadline counts from ``now``, monotonic seconds."""
+        work = cls(
+            context,
+            task_id=assignment.task_id,
+            round_id=assignment.round_id,
+            nonce=assignment.nonce,
+            deadline_at=now + assignment.deadline_s,
+        )
+        work._assignment = assignment
+        work._blobs = RoundBlobs(
             assignment, reader=context.blobs, settings=context.settings.fetch, uniform=context.uniform
         )
+        return work
+
+    @classmethod
+    def resumed(cls, context: DeviceContext, pending: PendingReport) -> "RoundWork":
+        """From the outbox; the session is REPORTING. No deadline is known any more: attempts are counted instead."""
+        report = pending.report
+        work = cls(context, task_id=pending.task_id, round_id=report.round_id, nonce=report.nonce, deadline_at=math.inf)
+        work._begin_upload(pending)
+        return work
 
     def next_wakeup(self) -> float:
         """When ``tick`` is due, on the clock of ``now``."""
@@ -117,8 +154,7 @@ class RoundWork:
 
     def take_receipt(self, receipt: Receipt, now: float) -> list[Action]:
         """A receipt has come."""
-        mine = (self.assignment.round_id, self.assignment.nonce)
-        if self._upload is None or (receipt.round_id, receipt.nonce) != mine:
+        if self._upload is None or (receipt.round_id, receipt.nonce) != (self.round_id, self._nonce):
             self._context.counts[DeviceCount.STALE_RECEIPT] += 1
             return []
         if not self._upload.take_receipt(receipt, now):
@@ -135,23 +171,30 @@ class RoundWork:
         Raises:
             IllegalTransition: A training job without an update, or an evaluation with one: a bug of ours.
         """
-        if self._context.session.state is not SessionState.TRAINING or event.round_id != self.assignment.round_id:
-            self._context.counts[DeviceCount.STALE_RESULT] += 1
+        context, assignment = self._context, self._assignment
+        if assignment is None or context.session.state is not SessionState.TRAINING or event.round_id != self.round_id:
+            context.counts[DeviceCount.STALE_RESULT] += 1
             return []
         if isinstance(event, TrainingFailed):
             return self._give_back(event.reason)
-        if (event.result.model_delta is None) == (self.assignment.kind is RoundKind.TRAIN):
-            raise IllegalTransition(f"the result of a {self.assignment.kind.value} job is of the other kind")
-        context = self._context
+        if (event.result.model_delta is None) == (assignment.kind is RoundKind.TRAIN):
+            raise IllegalTransition(f"the result of a {assignment.kind.value} job is of the other kind")
         try:
-            report, update = make_report(self.assignment, event.result, piece_bytes=context.piece_bytes)
+            report, update = make_report(assignment, event.result, piece_bytes=context.piece_bytes)
         except BlobError:
             return self._give_back(WithdrawalReason.TRAINING_FAILED)
         context.session.move(SessionEvent.JOB_FINISHED)
-        self._upload = ReportUpload(
-            report=report, update=update, settings=context.settings.upload, uniform=context.uniform
-        )
-        return self._send(now)
+        pending = PendingReport(task_id=self.task_id, report=report, update=update)
+        self._begin_upload(pending)
+        return [StoreReport(pending=pending), *self._send(now)]
+
+    def not_stored(self, round_id: int) -> list[Action]:
+        """The report could not be made durable: it is not sent, now or later."""
+        if self._upload is None or round_id != self.round_id:
+            self._context.counts[DeviceCount.STALE_RESULT] += 1
+            return []
+        self._context.counts[DeviceCount.REPORT_NOT_STORED] += 1
+        return self._give_back(WithdrawalReason.NOT_ELIGIBLE)
 
     def close(self) -> list[Action]:
         """The coordinator takes no more reports."""
@@ -165,8 +208,21 @@ class RoundWork:
         """Gives the assignment back; only before there is a report."""
         return [*self._stop_job(), *self._give_back(reason)]
 
+    def _begin_upload(self, pending: PendingReport) -> None:
+        settings, uniform = self._context.settings.upload, self._context.uniform
+        self._upload = ReportUpload(report=pending.report, update=pending.update, settings=settings, uniform=uniform)
+
+    def _is_exhausted(self) -> bool:
+        """Whether a report that has no deadline was sent often enough."""
+        upload = self._upload
+        if self.deadline_at < math.inf or upload is None or not upload.is_report_next:
+            return False
+        return upload.num_attempts >= self._context.settings.upload.max_resumed_attempts
+
     def _send(self, now: float) -> list[Action]:
         """Whatever the transfer under way has to say now."""
+        if self._is_exhausted() and now >= self.next_wakeup():
+            return self._end(SessionEvent.GAVE_UP, RoundEnding.UNANSWERED)
         messages: Sequence[DeviceMessage] = ()
         if self._context.is_up and self._blobs is not None:
             messages = self._blobs.requests(now)
@@ -187,10 +243,10 @@ class RoundWork:
 
     def _stop_job(self) -> list[Action]:
         is_training = self._context.session.state is SessionState.TRAINING
-        return [StopJob(round_id=self.assignment.round_id)] if is_training else []
+        return [StopJob(round_id=self.round_id)] if is_training else []
 
     def _give_back(self, reason: WithdrawalReason) -> list[Action]:
-        message = Withdrawal(round_id=self.assignment.round_id, nonce=self.assignment.nonce, reason=reason)
+        message = Withdrawal(round_id=self.round_id, nonce=self._nonce, reason=reason)
         farewell = self._context.channel.publish(message)
         return [farewell, *self._end(SessionEvent.WITHDRAWAL, RoundEnding.WITHDRAWN, reason=reason)]
 
@@ -202,10 +258,9 @@ class RoundWork:
         reason: RejectionReason | WithdrawalReason | None = None,
         retry_after_s: float = 0.0,
     ) -> list[Action]:
-        """Moves to idle and notes how the round ended; there is nothing to do."""
+        """Moves to idle and notes how the round ended."""
+        was_reporting = self._context.session.state is SessionState.REPORTING
         self._context.session.move(event)
         self._context.counts[ending] += 1
-        self.outcome = RoundOutcome(
-            round_id=self.assignment.round_id, ending=ending, reason=reason, retry_after_s=retry_after_s
-        )
-        return []
+        self.outcome = RoundOutcome(round_id=self.round_id, ending=ending, reason=reason, retry_after_s=retry_after_s)
+        return [DropReport(round_id=self.round_id)] if was_reporting else []

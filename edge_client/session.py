@@ -43,6 +43,8 @@ class SessionEvent(enum.Enum):
     FINAL_RECEIPT = "accepted or rejected"
     ROUND_CLOSED = "round closed"
     DEADLINE_PASSED = "deadline passed"
+    OUTBOX_RESUMED = "outbox resumed"
+    GAVE_UP = "unanswered too often"
 
 
 _S = SessionState
@@ -51,6 +53,7 @@ _E = SessionEvent
 SESSION_TRANSITIONS: Final[Mapping[tuple[SessionState, SessionEvent], SessionState]] = types.MappingProxyType(
     {
         (_S.IDLE, _E.CHECK_IN): _S.CHECKED_IN,
+        (_S.IDLE, _E.OUTBOX_RESUMED): _S.REPORTING,
         (_S.CHECKED_IN, _E.ASSIGNMENT): _S.ASSIGNED,
         (_S.CHECKED_IN, _E.REFUSAL): _S.IDLE,
         (_S.CHECKED_IN, _E.TASK_CHANGED): _S.IDLE,
@@ -66,6 +69,9 @@ SESSION_TRANSITIONS: Final[Mapping[tuple[SessionState, SessionEvent], SessionSta
         (_S.REPORTING, _E.ROUND_CLOSED): _S.IDLE,
         (_S.REPORTING, _E.TASK_CHANGED): _S.IDLE,
         (_S.REPORTING, _E.DEADLINE_PASSED): _S.IDLE,
+        # A report that cannot be stored is not sent, and one from before a restart not for ever.
+        (_S.REPORTING, _E.WITHDRAWAL): _S.IDLE,
+        (_S.REPORTING, _E.GAVE_UP): _S.IDLE,
     }
 )
 

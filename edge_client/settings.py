@@ -33,8 +33,12 @@ class UploadSettings:
     retry_s: float = 10.0
     """An unanswered report is repeated after this (plus back-off)."""
     backoff_cap_s: float = 120.0
+    max_resumed_attempts: int = 500
+    """A report from before a restart, whose deadline nobody knows, is sent this often (some ten hours) at most."""
 
     def __post_init__(self) -> None:
+        if self.max_resumed_attempts < 1:
+            raise ValueError("max_resumed_attempts must be positive")
         if self.pieces_per_burst < 1 or self.burst_interval_s <= 0:
             raise ValueError("pieces_per_burst and burst_interval_s must be positive")
         if not 0 < self.retry_s <= self.backoff_cap_s:

@@ -39,6 +39,11 @@ class StateDir:
         """Where blobs are kept."""
         return self._path / "blobs"
 
+    @property
+    def outbox(self) -> Path:
+        """Where a report waits for its receipt."""
+        return self._path / "outbox"
+
     def lock(self) -> None:
         """Keeps every other daemon out until ``unlock`` or the end of this process.
 

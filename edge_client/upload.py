@@ -57,7 +57,17 @@ class ReportUpload:
         uniform: ``uniform(low, high)`` for the jitter of repetitions.
     """
 
-    __slots__ = ("_backoff", "_is_report_due", "_next_at", "_queue", "_settings", "_uniform", "_update", "report")
+    __slots__ = (
+        "_backoff",
+        "_is_report_due",
+        "_next_at",
+        "_queue",
+        "_settings",
+        "_uniform",
+        "_update",
+        "num_attempts",
+        "report",
+    )
 
     def __init__(
         self,
@@ -75,18 +85,26 @@ class ReportUpload:
         self._queue: collections.deque[int] = collections.deque(self._all_pieces())
         self._is_report_due = True
         self._next_at = 0.0
+        self.num_attempts = 0
+        """How often the report itself was sent."""
 
     def next_wakeup(self) -> float:
         """When ``messages`` must be called at the latest: 0 is at once, infinity never."""
         return self._next_at
+
+    @property
+    def is_report_next(self) -> bool:
+        """Whether ``messages`` will send the report (again), and not just pieces."""
+        return self._is_report_due or not self._queue
 
     def messages(self, now: float) -> list[UploadMessage]:
         """What to send now: at most one report and ``pieces_per_burst`` pieces."""
         if now < self._next_at:
             return []
         due: list[UploadMessage] = []
-        if self._is_report_due or not self._queue:
+        if self.is_report_next:
             due.append(self.report)
+            self.num_attempts += 1
             self._is_report_due = False
         burst = min(len(self._queue), self._settings.pieces_per_burst)
         due.extend(self._piece(self._queue.popleft()) for _ in range(burst))

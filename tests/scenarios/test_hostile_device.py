@@ -422,3 +422,34 @@ def test_a_cancelled_round_is_told_to_those_who_still_train_for_it():
     bench.run(bench.fleet.close_round(RoundEvent.CANCELLED, now=1.0))
     closed = [message for message in bench.sent if message.topic == population_round("p")]
     assert [decode_message(message.payload, RoundClosed).round_id for message in closed] == [1]
+
+
+def test_the_size_of_a_cohort_is_fixed_when_its_round_opens():
+    bench = Bench(report_goal=2, over_selection=1.5)
+    bench.fleet.completion._outcomes.extend([False] * 1000)
+    for device in ("a", "b", "c"):
+        bench.check_in(device)
+    assert len(bench.fleet.current_round.cohort) == 3
+
+
+def test_a_fleet_that_seldom_answers_is_not_asked_for_more_devices_than_may_wait():
+    bench = Bench("a", report_goal=1, over_selection=2.0, max_waiting_per_cohort=1.0)
+    bench.run(bench.fleet.close_round(RoundEvent.CANCELLED, now=0.0))
+    bench.fleet.completion._outcomes.extend([False] * 1000)
+    bench.run(bench.fleet.open_round(RoundOrder(round_id=2, kind=RoundKind.TRAIN, checkpoint=b"w"), now=0.0))
+    bench.check_in("b")
+    bench.check_in("c")
+    assert {"b", "c"} & set(bench.fleet.current_round.cohort)
+
+
+def test_a_cohort_that_is_named_is_asked_as_it_is_whatever_the_completion_rate():
+    bench = Bench("x", report_goal=1)
+    bench.run(bench.fleet.close_round(RoundEvent.CANCELLED, now=0.0))
+    bench.fleet.completion._outcomes.extend([False] * 1000)
+    order = RoundOrder(
+        round_id=2, kind=RoundKind.TRAIN, checkpoint=encode_tensors(WEIGHTS), only=frozenset({"a", "b", "c"})
+    )
+    bench.run(bench.fleet.open_round(order, now=0.0))
+    for device in ("a", "b", "z", "c"):
+        bench.check_in(device)
+    assert set(bench.fleet.current_round.cohort) == {"a", "b", "c"}

@@ -11,6 +11,7 @@ from coordinator.errors import AggregationError
 from coordinator.fleet import FleetCoordinator
 from coordinator.numpy_mean import NumpyMeanAggregator
 from coordinator.round_ids import RoundIds
+from coordinator.round_journal import RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule
 from coordinator.round_policy import RoundPolicy
 from coordinator.round_table import RoundState
@@ -25,6 +26,7 @@ from wire_protocol.messages import (
     RefusalReason,
     RejectionReason,
     Report,
+    RoundKind,
     decode_message,
     encode_message,
     message_kind,
@@ -41,8 +43,9 @@ class Bench:
     """A loop with one device, and a log of what was stored and what was published, in order."""
 
     def __init__(
-        self, *, aggregator=None, num_commits=2, state=None, round_ids=None, report_goal=1, min_reports=1
-    ) -> None:
+        self, *, aggregator=None, num_commits=2, state=None, round_ids=None, journal=None, evaluate_every=0,
+        report_goal=1, min_reports=1,
+    ) -> None:  # fmt: skip
         self.now = 1.0
         self.holder = "d"
         self.log: list[str] = []
@@ -60,10 +63,11 @@ class Bench:
             ),
             aggregator=aggregator,
             state=state or aggregator.initialize(BUNDLE.initial_weights),
-            schedule=RoundSchedule(num_commits=num_commits, max_abandoned_in_a_row=3),
+            schedule=RoundSchedule(num_commits=num_commits, evaluate_every=evaluate_every, max_abandoned_in_a_row=3),
             store=self,
             publish=self.publish,
             round_ids=round_ids or RoundIds(),
+            journal=journal,
             on_round=lambda summary, state: self.summaries.append((summary, state)),
         )
         self.loop.handle(LinkUp(), now=0.0)
@@ -86,6 +90,15 @@ class Bench:
 
     def check_in(self, device="d") -> None:
         self.send(CheckIn(nonce=bytes(16), task_id=BUNDLE.task_id, client_version="", contract_version=1), device)
+
+    def evaluation(self) -> None:
+        last = self.assignments[-1]
+        metrics = Metrics(loss_sum=1.0, num_correct=0.0, weight_sum=1.0)
+        report = Report(
+            round_id=last.round_id, nonce=last.nonce, update=None, piece_digests=b"", num_examples=1,
+            aggregation_weight=1.0, metrics=metrics,
+        )  # fmt: skip
+        self.send(report, self.holder)
 
     def report(self, value: float, *, pieces_at: float | None = None) -> None:
         blob = split_blob(encode_tensors((np.full(2, value, np.float32),)))
@@ -210,3 +223,17 @@ def test_devices_with_assignments_of_a_coordinator_that_was_killed_are_answered_
     assert bench.assignments[-1].round_id == 2
     bench.report(1.0)
     np.testing.assert_allclose(bench.loop.state.weights[0], [1.0, 1.0])
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for_and_made_once(tmp_path):
+    killed = Bench(num_commits=1)
+    killed.check_in()
+    killed.report(1.0)
+    with RoundJournal(tmp_path / "journal.sqlite") as journal:
+        again = Bench(num_commits=1, evaluate_every=1, state=killed.loop.state, journal=journal)
+        assert not again.loop.is_done
+        again.check_in()
+        again.evaluation()
+        assert again.loop.is_done
+        assert [summary.kind for summary, _ in again.summaries] == [RoundKind.EVALUATE]
+        assert Bench(num_commits=1, evaluate_every=1, state=killed.loop.state, journal=journal).loop.is_done

@@ -88,3 +88,17 @@ def test_loss_and_duplication_are_the_owners():
     broker.publish("twice", b"y")
     assert _messages(events) == [("twice", b"y"), ("twice", b"y")]
     assert broker.num_lost == 1
+
+
+def test_at_link_up_a_link_hears_already_what_its_owner_says_at_once():
+    broker = _broker()
+    seen: list[LinkEvent] = []
+
+    def sink(event: LinkEvent) -> None:
+        seen.append(event)
+        if isinstance(event, LinkUp):
+            link.publish("t", b"at once")
+
+    link = broker.link(subscriptions=["t"], sink=sink)
+    link.start()
+    assert seen == [LinkUp(), Incoming(topic="t", payload=b"at once")]

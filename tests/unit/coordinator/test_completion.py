@@ -79,3 +79,11 @@ def test_an_over_selection_of_one_asks_the_goal_whatever_happens():
     for _ in range(50):
         history.note(_over(folded=1, silent=19))
     assert history.cohort_size() == 20
+
+
+@given(st.integers(1, 40), st.integers(0, 1000))
+def test_the_cohort_is_the_smallest_that_reaches_the_goal_often_enough(goal, num_successes):
+    history = CompletionHistory(RoundPolicy(report_goal=goal, min_reports=1))
+    history._outcomes.extend([True] * num_successes + [False] * (1000 - num_successes))
+    sizes = (size for size in range(goal, 4 * goal) if binomial_tail(size, history.completion_rate, goal) >= 0.9)
+    assert history.cohort_size() == next(sizes, 4 * goal)

@@ -8,7 +8,7 @@ import pytest
 
 from broker_link.link import Incoming, LinkDown, LinkUp
 from edge_client.agent import DeviceAgent
-from edge_client.events import Publish, SaveBlob, StartJob, StopJob, Tick, TrainingFinished
+from edge_client.events import DropReport, Publish, SaveBlob, StartJob, StopJob, StoreReport, Tick, TrainingFinished
 from edge_client.linear_trainer import linear_weights
 from edge_client.training import TrainingResult
 from wire_protocol.blobs import split_blob
@@ -52,7 +52,7 @@ PLAN = TrainingPlan(
 class Bench:
     """One agent on a hand-driven clock. ``sent`` holds what it published since last asked, decoded."""
 
-    def __init__(self, *, piece_bytes=1024, model=b"m" * 5000, blobs=None, plan=PLAN, settings=None):
+    def __init__(self, *, piece_bytes=1024, model=b"m" * 5000, blobs=None, plan=PLAN, settings=None, pending=None):
         self.now = 100.0
         self.rng = random.Random(7)
         self.blobs = {} if blobs is None else blobs
@@ -60,6 +60,7 @@ class Bench:
         self.jobs = []
         self.stopped = []
         self.statuses = []
+        self.stored = pending
         self._nonces = itertools.count(1)
         self.plan = plan
         weights = tuple(np.zeros(spec.shape, np.float32) for spec in plan.weights)
@@ -72,6 +73,7 @@ class Bench:
             uniform=self.rng.uniform,
             token=lambda: self.rng.randbytes(16),
             settings=settings,
+            pending=pending,
         )
 
     def handle(self, event):
@@ -95,6 +97,10 @@ class Bench:
                     self.stopped.append(action.round_id)
                 case SaveBlob():
                     self.blobs[action.sha256] = action.data
+                case StoreReport():
+                    self.stored = action.pending
+                case DropReport():
+                    self.stored = None
 
     def take(self, kind):
         """Removes and returns the messages of one kind sent so far."""

@@ -1,0 +1,66 @@
+"""The outbox: a report is here, durably, before its first byte is published, and until the coordinator has answered.
+
+One file, because a device has one report under way. Of it only the last version matters, so there is nothing to
+repair: it is whole, or it is put aside and the round is lost to this device (the coordinator lives with that).
+"""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from edge_client.atomic_files import remove_parts
+from edge_client.errors import CorruptState, StorageError
+from edge_client.pending_report import MAX_PENDING_BYTES, PendingReport, decode_pending, encode_pending
+from edge_client.state_writer import StateWriter
+
+__all__ = ["Outbox"]
+
+_LOG = logging.getLogger(__name__)
+_FILE: Final = "report"
+
+
+class Outbox:
+    """The reports of one device that wait for an answer: none, or one.
+
+    Args:
+        directory: Made when the first report is stored.
+        writer: Writes and counts.
+    """
+
+    __slots__ = ("_path", "_writer")
+
+    def __init__(self, directory: Path, *, writer: StateWriter) -> None:
+        self._path = directory / _FILE
+        self._writer = writer
+
+    def load(self) -> PendingReport | None:
+        """The stored report, if there is one that can be read; a damaged one is quarantined. Never raises."""
+        try:
+            remove_parts(self._path.parent)
+            with self._path.open("rb") as stream:
+                # One byte more than allowed is enough for the decoder to refuse it.
+                return decode_pending(stream.read(MAX_PENDING_BYTES + 1))
+        except FileNotFoundError:
+            return None
+        except (OSError, CorruptState) as error:
+            _LOG.warning("outbox_unreadable path=%s error=%r", self._path, str(error))
+            self._writer.quarantine(self._path)
+            return None
+
+    def store(self, pending: PendingReport) -> None:
+        """Keeps a report, in the place of any other. When this returns, a power cut does not lose it.
+
+        Raises:
+            StorageError: It is not kept; what was kept before still is.
+        """
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._writer.write(self._path, encode_pending(pending))
+        except OSError as error:
+            raise StorageError(f"the report of round {pending.report.round_id} cannot be stored: {error}") from error
+
+    def drop(self, round_id: int) -> None:
+        """Forgets the report. One that cannot be deleted is sent again after a restart, which does no harm."""
+        if self._path.exists():
+            self._writer.remove(self._path)
+            _LOG.debug("outbox_emptied round_id=%d", round_id)
