@@ -27,6 +27,7 @@ from wire_protocol.identifiers import checked_identifier
 from wire_protocol.messages import (
     Assignment,
     CheckIn,
+    DeviceHealth,
     DeviceStatus,
     Message,
     Piece,
@@ -48,7 +49,15 @@ from wire_protocol.topics import parse_device_topic, population_round, populatio
 
 __all__ = ["FleetCoordinator"]
 
-_UP_TYPES: tuple[type[Message], ...] = (CheckIn, PieceListRequest, PieceRequest, Piece, Report, Withdrawal)
+_UP_TYPES: tuple[type[Message], ...] = (
+    CheckIn,
+    PieceListRequest,
+    PieceRequest,
+    Piece,
+    Report,
+    Withdrawal,
+    DeviceHealth,
+)
 _UP_KINDS: Mapping[str, type[Message]] = {message_kind(kind): kind for kind in _UP_TYPES}
 _CHECKPOINTS_OFFERED = 2
 _LONG_RETRY_S = (3600.0, 7200.0)
@@ -247,6 +256,8 @@ class FleetCoordinator:
                 return [] if piece_list is None else [to_device(self._population_name, device_id, piece_list)]
             case Withdrawal():
                 return self._withdraw(device_id, message, now)
+            case DeviceHealth():
+                self.population.note_health(device_id, message)
         return []
 
     def _check_in(self, device_id: str, message: CheckIn, now: float) -> list[Action]:

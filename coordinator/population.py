@@ -1,9 +1,12 @@
 """Who is out there: devices waiting for work, who is online, and when to come back (pace steering)."""
 
+import collections
 import dataclasses
 import random
+from collections.abc import Mapping
 
 from coordinator.round_policy import RoundPolicy
+from wire_protocol.messages import DeviceHealth, DeviceMode
 
 __all__ = ["Population", "Waiting"]
 
@@ -11,6 +14,8 @@ _LONGEST_RETRY_S = 86_400.0
 """No device is sent away for longer, and the message has a limit too."""
 _MAX_KNOWN = 1_000_000
 """Device ids remembered for pacing: bounds what made-up ids on an open broker can cost (about 100 MB)."""
+_MAX_HEALTHS = 100_000
+"""Devices whose last health message is kept (at most some 60 MB); those not heard for longest are forgotten."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +39,8 @@ class Population:
         self._waiting: dict[str, Waiting] = {}
         self._online: set[str] = set()
         self._known: set[str] = set()
+        self._healths: dict[str, DeviceHealth] = {}
+        self._num_by_mode: collections.Counter[DeviceMode] = collections.Counter()
 
     @property
     def num_waiting(self) -> int:
@@ -58,6 +65,29 @@ class Population:
         else:
             self._online.discard(device_id)
             self._waiting.pop(device_id, None)
+
+    def note_health(self, device_id: str, health: DeviceHealth) -> None:
+        """Keeps what a device said about itself, in the place of what it said before. It changes no cohort."""
+        self._remember(device_id)
+        self._forget_health(device_id)
+        if len(self._healths) >= _MAX_HEALTHS:
+            self._forget_health(next(iter(self._healths)))
+        self._healths[device_id] = health
+        self._num_by_mode[health.mode] += 1
+
+    def health(self, device_id: str) -> DeviceHealth | None:
+        """What a device said about itself last; None if it has said nothing, or too long ago."""
+        return self._healths.get(device_id)
+
+    @property
+    def num_by_mode(self) -> Mapping[DeviceMode, int]:
+        """How many devices said last that they are in each mode; only those whose message is kept."""
+        return {mode: self._num_by_mode[mode] for mode in DeviceMode}
+
+    def _forget_health(self, device_id: str) -> None:
+        health = self._healths.pop(device_id, None)
+        if health is not None:
+            self._num_by_mode[health.mode] -= 1
 
     def enqueue(self, device_id: str, check_in: bytes, *, now: float) -> bool:
         """Lets a device wait for the next cohort.

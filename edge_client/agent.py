@@ -12,7 +12,16 @@ from broker_link.link import Incoming, LinkDown, LinkUp
 from edge_client.channel import DeviceChannel
 from edge_client.check_ins import CheckIns
 from edge_client.counts import DeviceCount, RoundEnding, RoundOutcome
-from edge_client.events import Action, DeviceEvent, ReportNotStored, Tick, TrainingFailed, TrainingFinished
+from edge_client.events import (
+    Action,
+    DeviceEvent,
+    HealthChanged,
+    ReportNotStored,
+    Tick,
+    TrainingFailed,
+    TrainingFinished,
+)
+from edge_client.health import HealthReporter
 from edge_client.pending_report import PendingReport
 from edge_client.round_blobs import BlobReader
 from edge_client.round_work import DeviceContext, RoundWork
@@ -23,6 +32,7 @@ from wire_protocol.limits import DEFAULT_PIECE_BYTES, MIN_PIECE_BYTES, PIECE_OVE
 from wire_protocol.messages import (
     Assignment,
     CoordinatorMessage,
+    DeviceHealth,
     Piece,
     PieceList,
     Receipt,
@@ -49,12 +59,13 @@ class DeviceAgent:
         client_version: What it tells the coordinator about itself.
         settings: Its patience.
         pending: A report from before a restart: it is sent before anything else is done.
+        bytes_written: How much was written within the last hour, for the health message.
 
     Raises:
         InvalidIdentifier: ``population`` or ``device_id`` may not be part of a topic.
     """
 
-    __slots__ = ("_check_ins", "_context", "_work", "last_outcome")
+    __slots__ = ("_bytes_written", "_check_ins", "_context", "_work", "health", "last_outcome")
 
     def __init__(
         self,
@@ -67,6 +78,7 @@ class DeviceAgent:
         client_version: str = "",
         settings: AgentSettings | None = None,
         pending: PendingReport | None = None,
+        bytes_written: Callable[[], int] = lambda: 0,
     ) -> None:
         settings = settings or AgentSettings()
         self._context = DeviceContext(
@@ -78,6 +90,9 @@ class DeviceAgent:
         )
         self._check_ins = CheckIns(settings=settings, uniform=uniform, token=token)
         self._work: RoundWork | None = None
+        self._bytes_written = bytes_written
+        self.health = HealthReporter(uniform=uniform)
+        """The device's mode; it changes by ``HealthChanged`` alone."""
         self.last_outcome: RoundOutcome | None = None
         """How the last assignment ended."""
         if pending is not None:
@@ -107,6 +122,10 @@ class DeviceAgent:
 
     def next_wakeup(self) -> float:
         """When a ``Tick`` is due, on the clock of ``now``: a time past is at once, infinity is never."""
+        health_at = self.health.next_wakeup() if self._context.is_up else math.inf
+        return min(self._round_wakeup(), health_at)
+
+    def _round_wakeup(self) -> float:
         if self._work is not None:
             return self._work.next_wakeup()
         return self._check_ins.due_at if self._context.is_up else math.inf
@@ -121,9 +140,12 @@ class DeviceAgent:
         Returns:
             What to do, in this order. Nothing that the network sends makes this raise.
         """
+        self.health.start(now)
         actions = self._handle(event, now)
         if self._work is not None and self._work.outcome is not None:
             self._settle(self._work.outcome, now)
+        if self._context.is_up and now >= self.health.next_wakeup():
+            actions.append(self.channel.publish(self._health(now)))
         return actions
 
     def shut_down(self) -> list[Action]:
@@ -147,9 +169,15 @@ class DeviceAgent:
                 return work.not_stored(event.round_id) if work is not None else self._ignore(DeviceCount.STALE_RESULT)
             case LinkUp():
                 return self._link_up(event, now)
+            case HealthChanged():
+                self.health.change(event.mode, event.reason)
             case LinkDown():
                 self._context.is_up = False
         return []
+
+    def _health(self, now: float) -> DeviceHealth:
+        accepted = self.counts[RoundEnding.ACCEPTED]
+        return self.health.message(now, bytes_written=self._bytes_written(), num_rounds_accepted=accepted)
 
     def _settle(self, outcome: RoundOutcome, now: float) -> None:
         """Drops everything held for the round, and decides when to come back."""
@@ -167,7 +195,7 @@ class DeviceAgent:
                 pass
 
     def _tick(self, now: float) -> list[Action]:
-        if now < self.next_wakeup():
+        if now < self._round_wakeup():
             return []
         return self._work.tick(now) if self._work is not None else self._check_in(now)
 

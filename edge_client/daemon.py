@@ -101,7 +101,8 @@ class Daemon:
         self._state_dir = StateDir(Path(config.device.state_dir))
         self._state_dir.lock()
         self._blobs = FileBlobStore(self._state_dir.blobs, max_bytes=config.device.blob_cache_mb * _MEGABYTE)
-        self._outbox = Outbox(self._state_dir.outbox, writer=StateWriter())
+        self._writer = StateWriter()
+        self._outbox = Outbox(self._state_dir.outbox, writer=self._writer)
         self.agent = DeviceAgent(
             population=config.device.population,
             device_id=self._state_dir.device_id(config.device.id),
@@ -110,6 +111,7 @@ class Daemon:
             token=lambda: os.urandom(16),
             client_version=client_version(),
             pending=self._outbox.load(),
+            bytes_written=lambda: self._writer.num_bytes_in_the_last_hour,
         )
         training = config.training
         self._trainer = TrainerProcess(

@@ -7,12 +7,13 @@ from broker_link.link import LinkEvent
 from edge_client.pending_report import PendingReport
 from edge_client.training import TrainingJob, TrainingResult
 from wire_protocol.blobs import BlobRef
-from wire_protocol.messages import WithdrawalReason
+from wire_protocol.messages import DeviceMode, WithdrawalReason
 
 __all__ = [
     "Action",
     "DeviceEvent",
     "DropReport",
+    "HealthChanged",
     "Publish",
     "ReportNotStored",
     "SaveBlob",
@@ -56,7 +57,20 @@ class ReportNotStored:
     round_id: int
 
 
-DeviceEvent: TypeAlias = LinkEvent | Tick | TrainingFinished | TrainingFailed | ReportNotStored
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class HealthChanged:
+    """Something that keeps the device out of rounds has begun, goes on for another reason, or has ended.
+
+    Ineligible and safe mode are kept apart: the end of one does not end the other.
+    """
+
+    mode: DeviceMode
+    """INELIGIBLE or SAFE_MODE."""
+    reason: str
+    """In a few words for people (the coordinator sees them); empty if it has ended."""
+
+
+DeviceEvent: TypeAlias = LinkEvent | Tick | TrainingFinished | TrainingFailed | ReportNotStored | HealthChanged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ __all__ = [
     "DEFAULT_PIECE_BYTES",
     "MAX_BLOB_BYTES",
     "MAX_CONTROL_BYTES",
+    "MAX_HEALTH_REASON_CHARS",
     "MAX_PIECES",
     "MAX_PIECE_BYTES",
     "MAX_TENSORS",
@@ -34,6 +35,9 @@ MAX_PIECES: Final = 3072
 
 MAX_CONTROL_BYTES: Final = 120 * 1024
 """Largest message that is not a piece, encoded."""
+
+MAX_HEALTH_REASON_CHARS: Final = 200
+"""Longest reason in a device's health message."""
 
 MAX_TENSORS: Final = 4096
 """Most tensors in a checkpoint or client update."""

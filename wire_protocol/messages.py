@@ -14,14 +14,22 @@ import msgspec
 from wire_protocol.blobs import DIGEST_BYTES, BlobRef
 from wire_protocol.errors import MalformedMessage, OversizedMessage, UnsupportedVersion
 from wire_protocol.identifiers import IDENTIFIER_PATTERN
-from wire_protocol.limits import MAX_CONTROL_BYTES, MAX_PIECE_BYTES, MAX_PIECES, PIECE_OVERHEAD_BYTES
+from wire_protocol.limits import (
+    MAX_CONTROL_BYTES,
+    MAX_HEALTH_REASON_CHARS,
+    MAX_PIECE_BYTES,
+    MAX_PIECES,
+    PIECE_OVERHEAD_BYTES,
+)
 
 __all__ = [
     "WIRE_VERSION",
     "Assignment",
     "CheckIn",
     "CoordinatorMessage",
+    "DeviceHealth",
     "DeviceMessage",
+    "DeviceMode",
     "DeviceStatus",
     "Message",
     "Metrics",
@@ -104,6 +112,16 @@ class WithdrawalReason(enum.Enum):
     DEADLINE = "deadline"
     NOT_ELIGIBLE = "not_eligible"
     SHUTTING_DOWN = "shutting_down"
+
+
+class DeviceMode(enum.Enum):
+    """How a device does, as it says itself."""
+
+    OK = "ok"
+    INELIGIBLE = "ineligible"
+    """Its owner's rules do not let it train now."""
+    SAFE_MODE = "safe_mode"
+    """It failed too often in a row and takes no part in rounds for a while."""
 
 
 class ReceiptStatus(enum.Enum):
@@ -197,6 +215,20 @@ class DeviceStatus(Message, frozen=True, kw_only=True, tag_field="type", tag="st
     client_version: _Version = ""
 
 
+class DeviceHealth(Message, frozen=True, kw_only=True, tag_field="type", tag="health"):
+    """Device: how it does. Sent when ``mode`` or ``reason`` changes, at most once a minute; otherwise about hourly."""
+
+    mode: DeviceMode
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_HEALTH_REASON_CHARS)] = ""
+    """Why, in a few words for people; empty when the mode is OK."""
+    bytes_written_last_hour: _Count
+    """Bytes of content that the device wrote into its state directory; an SD card wears with each."""
+    uptime_s: _Seconds
+    """Since the daemon started."""
+    num_rounds_accepted: _Count
+    """Reports accepted since the daemon started."""
+
+
 class TaskAnnouncement(Message, frozen=True, kw_only=True, tag_field="type", tag="task"):
     """Coordinator, retained: what this population works on."""
 
@@ -260,7 +292,7 @@ class RoundClosed(Message, frozen=True, kw_only=True, tag_field="type", tag="rou
     round_id: RoundId
 
 
-DeviceMessage = CheckIn | PieceListRequest | PieceRequest | Piece | Report | Withdrawal | DeviceStatus
+DeviceMessage = CheckIn | PieceListRequest | PieceRequest | Piece | Report | Withdrawal | DeviceStatus | DeviceHealth
 CoordinatorMessage = TaskAnnouncement | Assignment | Refusal | PieceList | Piece | Receipt | RoundClosed
 
 _AnyMessage = (
@@ -271,6 +303,7 @@ _AnyMessage = (
     | Report
     | Withdrawal
     | DeviceStatus
+    | DeviceHealth
     | TaskAnnouncement
     | Assignment
     | Refusal

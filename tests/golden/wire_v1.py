@@ -11,6 +11,8 @@ from wire_protocol.blobs import BlobRef, split_blob
 from wire_protocol.messages import (
     Assignment,
     CheckIn,
+    DeviceHealth,
+    DeviceMode,
     DeviceStatus,
     Message,
     Metrics,
@@ -77,6 +79,13 @@ MESSAGES: tuple[Message, ...] = (
     Receipt(round_id=7, nonce=OTHER, status=ReceiptStatus.REJECTED, reason=RejectionReason.NON_FINITE),
     Receipt(round_id=7, nonce=OTHER, status=ReceiptStatus.INCOMPLETE, missing=(1, 2)),
     RoundClosed(round_id=7),
+    DeviceHealth(
+        mode=DeviceMode.SAFE_MODE,
+        reason="the trainer died 3 times in a row",
+        bytes_written_last_hour=123_456,
+        uptime_s=3600.5,
+        num_rounds_accepted=12,
+    ),
 )
 
 

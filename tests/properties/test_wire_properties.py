@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wire_protocol.blobs import BlobAssembler, split_blob
 from wire_protocol.errors import BlobError, NonFiniteTensor, WireError
 from wire_protocol.local_order import local_steps, num_local_steps
-from wire_protocol.messages import Piece, Report, decode_message
+from wire_protocol.messages import DeviceHealth, DeviceMode, Piece, Report, decode_message, encode_message
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
 from wire_protocol.tensors import decode_tensors, encode_tensors
 
@@ -28,13 +28,41 @@ def _plan(**settings_):
     return TrainingPlan(**(base | settings_))
 
 
-@given(st.binary(max_size=400), st.sampled_from([Report, Piece]))
+@given(st.binary(max_size=400), st.sampled_from([Report, Piece, DeviceHealth]))
 def test_any_bytes_either_decode_or_raise_a_wire_error(data, kind):
     for candidate in (data, b"FW\x01" + data):
         try:
             decode_message(candidate, kind)
         except WireError:
             continue
+
+
+_HEALTHS = st.builds(
+    DeviceHealth,
+    mode=st.sampled_from(DeviceMode),
+    reason=st.text(st.characters(exclude_categories=["Cs"]), max_size=200),
+    bytes_written_last_hour=st.integers(0, 2**53 - 1),
+    uptime_s=st.floats(0, 1e8),
+    num_rounds_accepted=st.integers(0, 2**53 - 1),
+)
+
+
+@given(_HEALTHS)
+def test_a_health_message_round_trips(health):
+    assert decode_message(encode_message(health), DeviceHealth) == health
+
+
+@given(_HEALTHS, st.data())
+def test_a_damaged_health_message_is_another_valid_one_or_raises_a_wire_error(health, draw):
+    wire = bytearray(encode_message(health))
+    wire[draw.draw(st.integers(0, len(wire) - 1))] ^= draw.draw(st.integers(1, 255))
+    try:
+        decoded = decode_message(bytes(wire), DeviceHealth)
+    except WireError:
+        return
+    assert len(decoded.reason) <= 200
+    assert 0 <= decoded.uptime_s <= 1e8
+    assert min(decoded.bytes_written_last_hour, decoded.num_rounds_accepted) >= 0
 
 
 @given(st.binary(max_size=400))

@@ -15,6 +15,7 @@ from wire_protocol.blobs import split_blob
 from wire_protocol.messages import (
     Assignment,
     CheckIn,
+    DeviceHealth,
     DeviceStatus,
     Metrics,
     Piece,
@@ -52,7 +53,9 @@ PLAN = TrainingPlan(
 class Bench:
     """One agent on a hand-driven clock. ``sent`` holds what it published since last asked, decoded."""
 
-    def __init__(self, *, piece_bytes=1024, model=b"m" * 5000, blobs=None, plan=PLAN, settings=None, pending=None):
+    def __init__(
+        self, *, piece_bytes=1024, model=b"m" * 5000, blobs=None, plan=PLAN, settings=None, pending=None, **agent
+    ):
         self.now = 100.0
         self.rng = random.Random(7)
         self.blobs = {} if blobs is None else blobs
@@ -60,6 +63,7 @@ class Bench:
         self.jobs = []
         self.stopped = []
         self.statuses = []
+        self.healths = []
         self.stored = pending
         self._nonces = itertools.count(1)
         self.plan = plan
@@ -74,6 +78,7 @@ class Bench:
             token=lambda: self.rng.randbytes(16),
             settings=settings,
             pending=pending,
+            **agent,
         )
 
     def handle(self, event):
@@ -89,6 +94,8 @@ class Bench:
                     if topic.direction == "status":
                         self.statuses.append(decode_message(action.payload, DeviceStatus).presence)
                         assert action.retain
+                    elif topic.kind == "health":
+                        self.healths.append(decode_message(action.payload, DeviceHealth))
                     else:
                         self.sent.append(decode_message(action.payload, _UP[topic.kind]))
                 case StartJob():
@@ -129,8 +136,13 @@ class Bench:
         return self.handle(Tick())
 
     def tick_when_due(self):
-        self.now = max(self.now, self.agent.next_wakeup())
-        return self.handle(Tick())
+        """Lets time pass until the agent does something, other than saying how it does."""
+        while True:
+            told = len(self.healths)
+            self.now = max(self.now, self.agent.next_wakeup())
+            actions = self.handle(Tick())
+            if len(self.healths) == told or len(actions) > 1:
+                return actions
 
     def announce(self, task_id="t1", window=(0.0, 0.0)):
         plan, model, _ = self.split

@@ -25,6 +25,7 @@ from wire_protocol.blobs import BlobAssembler, split_blob
 from wire_protocol.messages import (
     Assignment,
     CheckIn,
+    DeviceHealth,
     DeviceStatus,
     Piece,
     PieceList,
@@ -53,7 +54,10 @@ PLAN = TrainingPlan(
 CHECKPOINT = tuple(np.zeros(spec.shape, np.float32) for spec in WEIGHTS)
 X = np.random.default_rng(3).normal(size=(20, 300)).astype(np.float32)
 Y = np.arange(20, dtype=np.int32) % 3
-_UP = {message_kind(kind): kind for kind in (CheckIn, PieceListRequest, PieceRequest, Piece, Report, Withdrawal)}
+_UP = {
+    message_kind(kind): kind
+    for kind in (CheckIn, PieceListRequest, PieceRequest, Piece, Report, Withdrawal, DeviceHealth)
+}
 PATIENCE_S = 60.0
 
 
