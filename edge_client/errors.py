@@ -12,13 +12,16 @@
     │   ├── ContractViolation  the model file is not what its plan says (the coordinator's fault, permanent)
     │   └── NonFiniteUpdate    training produced NaN or infinity: nothing leaves the device
     ├── FrameError             bytes between daemon and trainer that are no frame (the trainer is restarted)
+    ├── BudgetExceeded         a release would cost more than the owner allows: nothing leaves the device, for good
     └── StorageError           the state directory cannot be read or written (disk full, permissions)
-        └── CorruptState       a file in it is not what was written (quarantined, never fatal)
+        ├── CorruptState       a file in it is not what was written (quarantined, never fatal)
+        └── LedgerDamaged      the privacy ledger is not what was written: nothing private may leave the device
 
 `DataError` and `ConfigError` are the owner's to mend and say how; the rest are transient unless said otherwise.
 """
 
 __all__ = [
+    "BudgetExceeded",
     "ConfigError",
     "ContractViolation",
     "CorruptState",
@@ -29,6 +32,7 @@ __all__ = [
     "ExampleMismatch",
     "FrameError",
     "IllegalTransition",
+    "LedgerDamaged",
     "NonFiniteUpdate",
     "StorageError",
     "TooFewExamples",
@@ -90,3 +94,11 @@ class StorageError(EdgeClientError):
 
 class CorruptState(StorageError):
     """A file of the state directory is not what was written."""
+
+
+class LedgerDamaged(StorageError):
+    """The privacy ledger is not what this device wrote."""
+
+
+class BudgetExceeded(EdgeClientError):
+    """A release would cost more than the owner allows."""

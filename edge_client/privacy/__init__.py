@@ -1,0 +1,1 @@
+"""What makes an update private before it leaves the device: clip, grid, noise, price, ledger."""
