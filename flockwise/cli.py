@@ -19,6 +19,7 @@ _VERBS = {
     "demo": ("flockwise.demo_command", "demo", "Train on real digits over MQTT, on this machine."),
     "edge": ("flockwise.edge_commands", "edge", "Run and inspect the device daemon."),
     "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
+    "privacy": ("flockwise.privacy_commands", "privacy", "Explain and calibrate differential privacy."),
     "simulate": ("flockwise.simulate_command", "simulate", "Simulate a fleet of any size."),
 }
 
@@ -26,7 +27,7 @@ _VERBS = {
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-_COORDINATOR_MODULES = {"amqtt", "keras", "matplotlib", "tensorflow", "tensorflow_federated"}
+_COORDINATOR_MODULES = {"amqtt", "dp_accounting", "keras", "matplotlib", "tensorflow", "tensorflow_federated"}
 
 
 class _LazyGroup(click.Group):
