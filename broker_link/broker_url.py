@@ -5,7 +5,7 @@ import urllib.parse
 
 from broker_link.errors import InvalidBrokerUrl
 
-__all__ = ["BrokerUrl", "parse_broker_url"]
+__all__ = ["BrokerUrl", "parse_broker_url", "url_with_login"]
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 
@@ -53,3 +53,11 @@ def parse_broker_url(url: str) -> BrokerUrl:
         username=urllib.parse.unquote(parts.username) if parts.username else None,
         password=urllib.parse.unquote(parts.password) if parts.password else None,
     )
+
+
+def url_with_login(url: BrokerUrl, *, username: str, password: str) -> str:
+    """The same address with this login. It holds the password in the clear: for a link's ears alone."""
+    scheme = "mqtts" if url.is_tls else "mqtt"
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    login = f"{urllib.parse.quote(username, safe='')}:{urllib.parse.quote(password, safe='')}"
+    return f"{scheme}://{login}@{host}:{url.port}"

@@ -2,10 +2,11 @@
 
 LinkError
 ├── InvalidBrokerUrl   the broker's address cannot be understood; says what is allowed
+├── PlaintextRefused   no TLS to another machine, and nobody has allowed that
 └── LinkUnavailable    the first connection could not be made in the time allowed (transient: try again)
 """
 
-__all__ = ["InvalidBrokerUrl", "LinkError", "LinkUnavailable"]
+__all__ = ["InvalidBrokerUrl", "LinkError", "LinkUnavailable", "PlaintextRefused"]
 
 
 class LinkError(Exception):
@@ -14,6 +15,10 @@ class LinkError(Exception):
 
 class InvalidBrokerUrl(LinkError):
     """The broker's address cannot be understood."""
+
+
+class PlaintextRefused(LinkError):
+    """A connection without TLS to another machine that nobody has allowed."""
 
 
 class LinkUnavailable(LinkError):

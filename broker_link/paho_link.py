@@ -9,7 +9,6 @@ delivered is repeated by the protocol above, which trusts no PUBACK anyway.
 import logging
 import os
 import random
-import ssl
 import threading
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from broker_link.backoff import FullJitterBackoff
 from broker_link.broker_url import BrokerUrl, parse_broker_url
 from broker_link.link import EventSink, Incoming, LinkDown, LinkUp, Will, topic_matches
+from broker_link.tls import ClientCertificate, client_context
 
 __all__ = ["PahoLink"]
 
@@ -41,6 +41,7 @@ class PahoLink:
         sink: Receives every event, from the link's threads.
         will: Published by the broker, retained, if the connection dies.
         ca_file: PEM file with the CA to trust for ``mqtts://``; the system's CAs if None.
+        certificate: Ours, for a broker that asks for one over ``mqtts://``.
 
     Raises:
         InvalidBrokerUrl: The address cannot be understood.
@@ -55,6 +56,7 @@ class PahoLink:
         sink: EventSink,
         will: Will | None = None,
         ca_file: str | None = None,
+        certificate: ClientCertificate | None = None,
     ) -> None:
         self._url: BrokerUrl = parse_broker_url(url)
         self._client_id = client_id
@@ -62,6 +64,7 @@ class PahoLink:
         self._sink = sink
         self._will = will
         self._ca_file = ca_file
+        self._certificate = certificate
         self._client: mqtt.Client | None = None
         self._over = threading.Event()
         self._stopping = threading.Event()
@@ -134,7 +137,7 @@ class PahoLink:
         if self._url.username is not None:
             client.username_pw_set(self._url.username, self._url.password)
         if self._url.is_tls:
-            client.tls_set(ca_certs=self._ca_file, tls_version=ssl.PROTOCOL_TLS_CLIENT)
+            client.tls_set_context(client_context(self._ca_file, self._certificate))
         if self._will is not None:
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
         client.on_connect = self._on_connect

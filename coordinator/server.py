@@ -13,6 +13,7 @@ from pathlib import Path
 
 from broker_link.link import LinkEvent
 from broker_link.paho_link import PahoLink
+from broker_link.tls import ClientCertificate
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator, ServerState
 from coordinator.aggregation_spec import AggregationSpec
@@ -50,6 +51,7 @@ class ServerConfig:
     schedule: RoundSchedule
     admission: AdmissionPolicy
     ca_file: str | None = None
+    certificate: ClientCertificate | None = None
     upload_budget_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -161,6 +163,7 @@ def run_rounds(
         subscriptions=fleet.subscriptions,
         sink=events.put,
         ca_file=config.ca_file,
+        certificate=config.certificate,
     )
     loop = RoundLoop(
         fleet=fleet,

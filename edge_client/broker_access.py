@@ -1,13 +1,13 @@
 """The broker's address with the login that the configuration names apart from it."""
 
-import urllib.parse
 from pathlib import Path
 
-from broker_link.broker_url import parse_broker_url
+from broker_link.broker_url import parse_broker_url, url_with_login
+from broker_link.tls import ClientCertificate
 from edge_client.config import BrokerSection
 from edge_client.errors import ConfigError
 
-__all__ = ["broker_url_with_login"]
+__all__ = ["broker_url_with_login", "client_certificate"]
 
 
 def broker_url_with_login(section: BrokerSection) -> str:
@@ -22,8 +22,11 @@ def broker_url_with_login(section: BrokerSection) -> str:
         password = Path(section.password_file).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"broker.password_file {section.password_file} cannot be read: {error}") from error
-    url = parse_broker_url(section.url)
-    scheme = "mqtts" if url.is_tls else "mqtt"
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    login = f"{urllib.parse.quote(section.username, safe='')}:{urllib.parse.quote(password, safe='')}"
-    return f"{scheme}://{login}@{host}:{url.port}"
+    return url_with_login(parse_broker_url(section.url), username=section.username, password=password)
+
+
+def client_certificate(section: BrokerSection) -> ClientCertificate | None:
+    """The device's certificate for the broker; None if it has none."""
+    if not section.cert_file:
+        return None
+    return ClientCertificate(cert_file=section.cert_file, key_file=section.key_file)

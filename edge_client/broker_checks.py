@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from broker_link.broker_url import parse_broker_url
 from broker_link.link import Incoming, LinkDown, LinkEvent, LinkUp
 from broker_link.paho_link import PahoLink
-from edge_client.broker_access import broker_url_with_login
+from edge_client.broker_access import broker_url_with_login, client_certificate
 from edge_client.config import EdgeConfig
 from edge_client.doctor import Check, CheckStatus, Finding
 from edge_client.errors import ConfigError
@@ -77,6 +77,7 @@ def _probe(config: EdgeConfig) -> Iterator[tuple[_Events, str]]:
         subscriptions=(population_task(config.device.population),),
         sink=events.put,
         ca_file=config.broker.ca_file or None,
+        certificate=client_certificate(config.broker),
     )
     ear = _Ear(events)
     _LINK_LOG.addHandler(ear)

@@ -7,8 +7,11 @@
     blob_cache_mb = 512
     log_level = "info"
     [broker]
-    url = "mqtts://broker.example"    # required; mqtt://host:port without TLS
+    url = "mqtts://broker.example"    # required; mqtt://127.0.0.1:1883 without TLS
     ca_file = "ca.pem"                # the system's CAs if left out
+    cert_file = "device.crt"          # for brokers that ask for a client certificate
+    key_file = "device.key"
+    allow_plaintext = false           # true: mqtt:// to another machine, readable by whoever is in between
     username = "kitchen-pi"
     password_file = "password"
     [data]
@@ -29,7 +32,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from broker_link.broker_url import parse_broker_url
+from broker_link.broker_url import BrokerUrl, parse_broker_url
+from broker_link.errors import PlaintextRefused
+from broker_link.tls import refuse_plaintext
 from wire_protocol.identifiers import checked_identifier
 
 __all__ = ["BrokerSection", "DataSection", "DeviceSection", "EdgeConfig", "TrainingSection", "config_as_dict"]
@@ -61,6 +66,9 @@ class BrokerSection(_Section, frozen=True, kw_only=True):
 
     url: str
     ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    allow_plaintext: bool = False
     username: str = ""
     password_file: str = ""
 
@@ -68,10 +76,23 @@ class BrokerSection(_Section, frozen=True, kw_only=True):
         url = parse_broker_url(self.url)
         if self.ca_file and not url.is_tls:
             raise ValueError("ca_file is of no use with mqtt://; use mqtts:// for TLS")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("cert_file and key_file belong together: give both or neither")
+        if self.cert_file and not url.is_tls:
+            raise ValueError("cert_file is of no use with mqtt://; use mqtts:// for TLS")
+        self._refuse_plaintext(url)
         if bool(self.username) != bool(self.password_file):
             raise ValueError("username and password_file belong together: give both or neither")
         if self.username and url.username:
             raise ValueError("the url names a user already; give the user once")
+
+    def _refuse_plaintext(self, url: BrokerUrl) -> None:
+        if self.allow_plaintext:
+            return
+        try:
+            refuse_plaintext(url, remedy="broker.allow_plaintext = true allows it all the same")
+        except PlaintextRefused as error:
+            raise ValueError(f"url: {error}") from None
 
 
 class DataSection(_Section, frozen=True, kw_only=True):

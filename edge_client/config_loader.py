@@ -23,7 +23,14 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "data": DataSection,
     "training": TrainingSection,
 }
-_PATHS: Final = (("device", "state_dir"), ("broker", "ca_file"), ("broker", "password_file"), ("data", "path"))
+_PATHS: Final = (
+    ("device", "state_dir"),
+    ("broker", "ca_file"),
+    ("broker", "cert_file"),
+    ("broker", "key_file"),
+    ("broker", "password_file"),
+    ("data", "path"),
+)
 _VARIABLE: Final = re.compile(ENV_PREFIX + r"([A-Za-z0-9]+)__([A-Za-z0-9_]+)")
 _LOGIN: Final = re.compile(r"//[^@]*@")
 _SECRETS: Final = {"url"}

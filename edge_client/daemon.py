@@ -21,7 +21,7 @@ from broker_link.failpoints import hit
 from broker_link.link import BrokerLink, EventSink, LinkDown, LinkEvent, LinkUp
 from edge_client.agent import DeviceAgent
 from edge_client.blob_store import FileBlobStore
-from edge_client.broker_access import broker_url_with_login
+from edge_client.broker_access import broker_url_with_login, client_certificate
 from edge_client.channel import DeviceChannel
 from edge_client.config import EdgeConfig
 from edge_client.counts import RoundOutcome
@@ -80,6 +80,7 @@ def paho_link(config: EdgeConfig, channel: DeviceChannel, sink: EventSink) -> Br
         sink=sink,
         will=channel.will,
         ca_file=config.broker.ca_file or None,
+        certificate=client_certificate(config.broker),
     )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import click
 
+from broker_link.broker_url import parse_broker_url, url_with_login
 from broker_link.errors import LinkError
+from broker_link.tls import refuse_plaintext
 from coordinator.errors import CoordinatorError
 from flockwise.reporting import one_line_errors, print_json
 from wire_protocol.errors import WireError
@@ -52,6 +54,11 @@ def coordinator() -> None:
     "--broker", default="embedded", show_default=True, help="embedded, mosquitto, mqtt://host:port or mqtts://"
 )
 @click.option("--ca-file", type=click.Path(exists=True), help="CA to trust for mqtts://.")
+@click.option("--cert-file", type=click.Path(exists=True), help="Our certificate, for a broker that asks for one.")
+@click.option("--key-file", type=click.Path(exists=True), help="The key of --cert-file.")
+@click.option("--username", help="Login at the broker; with --password-file.")
+@click.option("--password-file", type=click.Path(exists=True, path_type=Path), help="File with the password.")
+@click.option("--allow-plaintext", is_flag=True, help="Allow mqtt:// to another machine: everybody between can read.")
 @click.option("--population", required=True, help="Name of the population.")
 @click.option("--state-dir", type=click.Path(path_type=Path), required=True, help="Where states are kept.")
 @click.option("--rounds", type=click.IntRange(1), required=True, help="Training rounds to commit before ending.")
@@ -134,6 +141,7 @@ def _serve(options: dict[str, Any]) -> int:
     spec = _aggregation_spec(options)
     config = _server_config(options, broker_url="mqtt://127.0.0.1")
     check_broker_choice(options["broker"])
+    broker = _broker_with_login(options)
     if options["dry_run"]:
         print_json(
             {
@@ -149,8 +157,10 @@ def _serve(options: dict[str, Any]) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with broker_at(options["broker"]) as url:
-        click.echo(f"coordinator task={bundle.task_id} broker={url} compiling the aggregation ...", err=True)
+    with broker_at(broker) as url:
+        click.echo(
+            f"coordinator task={bundle.task_id} broker={parse_broker_url(url)} compiling the aggregation ...", err=True
+        )
         if options["artefact_dir"] is not None:
             aggregator = artefact_aggregator(options["artefact_dir"], bundle)
         else:
@@ -192,7 +202,38 @@ def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:
         schedule=RoundSchedule(num_commits=options["rounds"], evaluate_every=options["evaluate_every"]),
         admission=AdmissionPolicy(max_update_norm=options["max_update_norm"]),
         ca_file=options["ca_file"],
+        certificate=_certificate(options),
     )
+
+
+def _certificate(options: dict[str, Any]) -> Any:
+    from broker_link.tls import ClientCertificate
+
+    if not options["cert_file"] and not options["key_file"]:
+        return None
+    return ClientCertificate(cert_file=options["cert_file"] or "", key_file=options["key_file"] or "")
+
+
+def _broker_with_login(options: dict[str, Any]) -> str:
+    """The --broker to use, with the login; refuses one that would be reached in plaintext over a network."""
+    choice: str = options["broker"]
+    if bool(options["username"]) != bool(options["password_file"]):
+        raise click.UsageError("--username and --password-file belong together: give both or neither")
+    if choice in {"embedded", "mosquitto"}:
+        if options["username"] or options["cert_file"]:
+            raise click.UsageError(f"--broker {choice} is started for this run and knows no logins")
+        return choice
+    url = parse_broker_url(choice)
+    if not options["allow_plaintext"]:
+        refuse_plaintext(url, remedy="--allow-plaintext allows it all the same")
+    if not url.is_tls and (options["ca_file"] or options["cert_file"]):
+        raise click.UsageError("--ca-file and --cert-file are of no use with mqtt://; use mqtts:// for TLS")
+    if not options["username"]:
+        return choice
+    if url.username:
+        raise click.UsageError("the address names a user already; give the user once")
+    password = options["password_file"].read_text(encoding="utf-8").rstrip("\r\n")
+    return url_with_login(url, username=options["username"], password=password)
 
 
 def _round_values(summary: Any) -> dict[str, Any]:

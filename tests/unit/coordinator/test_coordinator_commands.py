@@ -70,3 +70,24 @@ def test_a_bundle_with_an_empty_or_missing_file_is_one_line(bundle, name, is_the
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
     assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"broker": "mqtt://broker.example"}, "--allow-plaintext allows it all the same"),
+        ({"broker": "mqtts://broker.example", "username": "me"}, "--username and --password-file belong together"),
+        ({"broker": "mqtts://broker.example", "cert-file": __file__}, "cert_file and key_file belong together"),
+    ],
+)
+def test_a_login_that_is_half_given_or_would_be_readable_is_refused(bundle, changes, words):
+    result = _serve(bundle, **changes)
+    assert result.exit_code in {1, 2}
+    assert words in result.output
+
+
+def test_plaintext_to_another_machine_can_be_allowed(bundle):
+    words = f"--task {bundle} --population p --state-dir {bundle}/state --rounds 1 --report-goal 2".split()
+    options = ["--broker", "mqtt://broker.example", "--allow-plaintext", "--dry-run"]
+    result = CliRunner().invoke(main, ["coordinator", "serve", *words, *options])
+    assert result.exit_code == 0, result.output

@@ -13,7 +13,7 @@ MINIMAL = """
 [device]
 population = "digits"
 [broker]
-url = "mqtt://broker.example"
+url = "mqtts://broker.example"
 [data]
 path = "data"
 """
@@ -39,7 +39,7 @@ def test_systemd_gives_the_state_directory():
     environ = {
         "STATE_DIRECTORY": "/var/lib/flockwise:/var/lib/other",
         "FLOCKWISE__DEVICE__POPULATION": "digits",
-        "FLOCKWISE__BROKER__URL": "mqtt://b",
+        "FLOCKWISE__BROKER__URL": "mqtts://b",
         "FLOCKWISE__DATA__PATH": "/data",
     }
     config = load_config(None, environ)
@@ -83,12 +83,16 @@ def test_what_is_not_allowed_is_named_with_what_is(tmp_path, text, words):
         ('population = "digits"', 'population = "a/b"', "population id 'a/b' is not allowed"),
         ('population = "digits"', 'population = "p"\nid = "#"', "device id '#' is not allowed"),
         ('population = "digits"', 'population = "p"\nstate_dir = 3', "device.state_dir = 3 is not allowed"),
-        ("mqtt://broker.example", "http://broker.example", "use mqtt://host:port, or mqtts://host:port"),
-        ("mqtt://broker.example", "mqtt://broker.example:99999", "broker address"),
+        ("mqtts://broker.example", "http://broker.example", "use mqtt://host:port, or mqtts://host:port"),
+        ("mqtts://broker.example", "mqtts://broker.example:99999", "broker address"),
         ('path = "data"', "", "data.path is missing"),
-        ('"mqtt://broker.example"', '"mqtt://b"\nca_file = "ca.pem"', "use mqtts:// for TLS"),
-        ('"mqtt://broker.example"', '"mqtt://b"\nusername = "me"', "username and password_file belong together"),
-        ('"mqtt://broker.example"', "17", "broker.url = ... is not allowed"),
+        ('"mqtts://broker.example"', '"mqtt://127.0.0.1"\nca_file = "ca.pem"', "use mqtts:// for TLS"),
+        ('"mqtts://broker.example"', '"mqtts://b"\nusername = "me"', "username and password_file belong together"),
+        ("mqtts://broker.example", "mqtt://broker.example", "broker.allow_plaintext = true allows it"),
+        ("mqtts://broker.example", "mqtt://10.0.0.7", "sends everything, passwords too, readable"),
+        ("mqtts://broker.example", "mqtt://localhost.example", "use mqtts://"),
+        ('"mqtts://broker.example"', '"mqtts://b"\ncert_file = "a.crt"', "cert_file and key_file belong together"),
+        ('"mqtts://broker.example"', "17", "broker.url = ... is not allowed"),
     ],
 )
 def test_required_and_checked_values(tmp_path, old, new, words):
@@ -132,9 +136,9 @@ def test_the_default_file_is_the_users_then_the_machines(tmp_path):
 def test_the_password_comes_from_its_file_and_is_never_shown(tmp_path):
     (tmp_path / "secret").write_text("p@ss:w/rd\n")
     login = 'url = "mqtts://broker.example"\nusername = "me"\npassword_file = "secret"'
-    config = _load(tmp_path, MINIMAL.replace('url = "mqtt://broker.example"', login))
+    config = _load(tmp_path, MINIMAL.replace('url = "mqtts://broker.example"', login))
     assert broker_url_with_login(config.broker) == "mqtts://me:p%40ss%3Aw%2Frd@broker.example:8883"
-    inline = _load(tmp_path, MINIMAL.replace("mqtt://broker", "mqtt://me:hunter2@broker"))
+    inline = _load(tmp_path, MINIMAL.replace("mqtts://broker", "mqtts://me:hunter2@broker"))
     assert "hunter2" not in str(config_as_dict(inline))
     (tmp_path / "secret").unlink()
     with pytest.raises(ConfigError, match="password_file"):
@@ -143,5 +147,15 @@ def test_the_password_comes_from_its_file_and_is_never_shown(tmp_path):
 
 def test_a_password_in_a_bad_url_is_not_repeated_by_the_complaint(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        _load(tmp_path, MINIMAL.replace("mqtt://broker.example", "mqtt://me:hunter2@broker.example/path"))
+        _load(tmp_path, MINIMAL.replace("mqtts://broker.example", "mqtts://me:hunter2@broker.example/path"))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["mqtt://localhost", "mqtt://127.0.0.9:1884", "mqtt://[::1]"])
+def test_plaintext_is_fine_as_long_as_it_stays_on_this_machine(tmp_path, url):
+    assert _load(tmp_path, MINIMAL.replace("mqtts://broker.example", url)).broker.url == url
+
+
+def test_plaintext_to_another_machine_can_be_allowed_by_name(tmp_path):
+    allowed = 'url = "mqtt://broker.example"\nallow_plaintext = true'
+    assert _load(tmp_path, MINIMAL.replace('url = "mqtts://broker.example"', allowed)).broker.allow_plaintext

@@ -152,7 +152,7 @@ def test_doctor_sees_what_is_wrong_with_the_settings(home):
     assert _finding(_config(home, training=many), "processors").status is CheckStatus.WARN
     huge = DeviceSection(population="p", state_dir=str(home), blob_cache_mb=1_000_000)
     assert _finding(_config(home, device=huge), "disk").status is CheckStatus.WARN
-    plain = BrokerSection(url="mqtt://broker.example")
+    plain = BrokerSection(url="mqtt://broker.example", allow_plaintext=True)
     assert _finding(_config(home, broker=plain), "encryption").status is CheckStatus.WARN
     (home / "secret").write_text("x")
     (home / "secret").chmod(0o644)
