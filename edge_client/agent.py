@@ -145,7 +145,8 @@ class DeviceAgent:
         if self._work is not None and self._work.outcome is not None:
             self._settle(self._work.outcome, now)
         if self._context.is_up and now >= self.health.next_wakeup():
-            actions.append(self.channel.publish(self._health(now)))
+            # First: what follows a report that cannot be stored is not done.
+            return [self.channel.publish(self._health(now)), *actions]
         return actions
 
     def shut_down(self) -> list[Action]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from broker_link.failpoints import hit
+
 __all__ = ["PART_SUFFIX", "atomic_file", "remove_parts", "sync_directory", "write_atomically"]
 
 PART_SUFFIX = ".part"
@@ -31,14 +33,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         OSError: As ``write_atomically``.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
+    hit("device.file.before_write")
     try:
         with part.open("xb") as stream:
             yield stream
             stream.flush()
+            hit("device.file.before_sync")
             os.fsync(stream.fileno())
+        hit("device.file.before_rename")
         part.replace(path)
+        hit("device.file.after_rename")
     except BaseException:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            part.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
 

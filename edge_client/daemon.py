@@ -51,7 +51,7 @@ __all__ = ["Daemon", "MakeLink", "client_version", "once", "paho_link", "run"]
 _LOG = logging.getLogger(__name__)
 _LONGEST_SLEEP_S: Final = 3600.0
 _MEGABYTE: Final = 1024 * 1024
-_WATCHED_KINDS: Final = {"check-in": "check_in", "report": "report"}
+_WATCHED_KINDS: Final = {"check-in": "check_in", "report": "report", "piece": "piece"}
 
 MakeLink: TypeAlias = Callable[[EdgeConfig, DeviceChannel, EventSink], BrokerLink]
 """Makes the link of a device; events go to the sink."""
@@ -104,14 +104,15 @@ class Daemon:
         self._blobs = FileBlobStore(self._state_dir.blobs, max_bytes=config.device.blob_cache_mb * _MEGABYTE)
         self._writer = StateWriter()
         self._outbox = Outbox(self._state_dir.outbox, writer=self._writer)
+        population, device_id = config.device.population, self._state_dir.device_id(config.device.id)
         self.agent = DeviceAgent(
-            population=config.device.population,
-            device_id=self._state_dir.device_id(config.device.id),
+            population=population,
+            device_id=device_id,
             blobs=self._blobs,
             uniform=random.SystemRandom().uniform,
             token=lambda: os.urandom(16),
             client_version=client_version(),
-            pending=self._outbox.load(),
+            pending=self._outbox.load(population=population, device_id=device_id),
             bytes_written=lambda: self._writer.num_bytes_in_the_last_hour,
         )
         training = config.training

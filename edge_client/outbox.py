@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from edge_client.atomic_files import remove_parts
+from broker_link.failpoints import hit
 from edge_client.errors import CorruptState, StorageError
 from edge_client.pending_report import MAX_PENDING_BYTES, PendingReport, decode_pending, encode_pending
 from edge_client.state_writer import StateWriter
@@ -33,19 +33,24 @@ class Outbox:
         self._path = directory / _FILE
         self._writer = writer
 
-    def load(self) -> PendingReport | None:
-        """The stored report, if there is one that can be read; a damaged one is quarantined. Never raises."""
+    def load(self, *, population: str, device_id: str) -> PendingReport | None:
+        """The stored report, if there is one that can be read; a damaged one is quarantined. Never raises.
+
+        A report that was made under another name is deleted: what was computed for one population is told to no other.
+        """
+        data = self._writer.read(self._path, max_bytes=MAX_PENDING_BYTES)
+        if data is None:
+            return None
         try:
-            remove_parts(self._path.parent)
-            with self._path.open("rb") as stream:
-                # One byte more than allowed is enough for the decoder to refuse it.
-                return decode_pending(stream.read(MAX_PENDING_BYTES + 1))
-        except FileNotFoundError:
+            pending = decode_pending(data)
+        except CorruptState as error:
+            self._writer.quarantine(self._path, error)
             return None
-        except (OSError, CorruptState) as error:
-            _LOG.warning("outbox_unreadable path=%s error=%r", self._path, str(error))
-            self._writer.quarantine(self._path)
+        if (pending.population, pending.device_id) != (population, device_id):
+            _LOG.warning("outbox_of_another population=%r device_id=%r", pending.population, pending.device_id)
+            self._writer.remove(self._path)
             return None
+        return pending
 
     def store(self, pending: PendingReport) -> None:
         """Keeps a report, in the place of any other. When this returns, a power cut does not lose it.
@@ -53,14 +58,16 @@ class Outbox:
         Raises:
             StorageError: It is not kept; what was kept before still is.
         """
+        hit("device.outbox.before_store")
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._writer.write(self._path, encode_pending(pending))
         except OSError as error:
             raise StorageError(f"the report of round {pending.report.round_id} cannot be stored: {error}") from error
+        hit("device.outbox.after_store")
 
     def drop(self, round_id: int) -> None:
         """Forgets the report. One that cannot be deleted is sent again after a restart, which does no harm."""
-        if self._path.exists():
-            self._writer.remove(self._path)
-            _LOG.debug("outbox_emptied round_id=%d", round_id)
+        hit("device.outbox.before_drop")
+        self._writer.remove(self._path)
+        hit("device.outbox.after_drop")
+        _LOG.debug("outbox_emptied round_id=%d", round_id)

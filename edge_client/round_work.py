@@ -184,7 +184,13 @@ class RoundWork:
         except BlobError:
             return self._give_back(WithdrawalReason.TRAINING_FAILED)
         context.session.move(SessionEvent.JOB_FINISHED)
-        pending = PendingReport(task_id=self.task_id, report=report, update=update)
+        pending = PendingReport(
+            population=context.channel.population,
+            device_id=context.channel.device_id,
+            task_id=self.task_id,
+            report=report,
+            update=update,
+        )
         self._begin_upload(pending)
         return [StoreReport(pending=pending), *self._send(now)]
 

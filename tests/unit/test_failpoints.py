@@ -20,7 +20,7 @@ def test_every_name_is_used_and_every_use_is_a_name():
     )
     used = set(re.findall(r'hit\("([a-z_.]+)"\)', text))
     # These two kinds of message are watched by the name of the message.
-    watched = ("coordinator.receipt", "coordinator.assignment", "device.check_in", "device.report")
+    watched = ("coordinator.receipt", "coordinator.assignment", "device.check_in", "device.report", "device.piece")
     used |= {f"{kind}.{moment}" for kind in watched for moment in ("before", "after")}
     assert used == set(FAILPOINTS)
 
