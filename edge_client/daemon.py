@@ -41,6 +41,7 @@ from edge_client.events import (
     TrainingFinished,
 )
 from edge_client.outbox import Outbox
+from edge_client.session import SessionState
 from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
 from edge_client.trainer_options import TrainerOptions
@@ -138,6 +139,8 @@ class Daemon:
         """Takes part until stopped, until ``until`` says so, or until ``timeout_s`` has passed. Call it once."""
         ends_at = time.monotonic() + timeout_s
         _LOG.info("daemon_started device_id=%s pid=%d", self.agent.channel.device_id, os.getpid())
+        if self.agent.state is SessionState.REPORTING:
+            _LOG.info("report_resumed round_id=%s", self.agent.round_id)
         hit("device.start")
         self._link.start()
         try:

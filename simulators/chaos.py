@@ -39,6 +39,7 @@ _EXAMPLES_PER_DEVICE = 40
 _PATIENCE_S = 25.0
 _FOR_EVER = 1_000_000
 _ACCEPTED = re.compile(r"(device-\d+) INFO round_over round_id=(\d+) ending=accepted")
+_RESUMED = re.compile(r"(device-\d+) INFO report_resumed round_id=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,10 @@ class ChaosReport:
     """Updates in committed rounds."""
     num_acknowledged: int
     """Reports that a device was told were accepted."""
+    num_resumed: int
+    """Reports that a restarted device found in its outbox and sent again."""
+    num_resumed_counted: int
+    """Of those rounds of those devices, how many are counted in a committed round."""
     num_lost: int
     """Acknowledged, and in no committed round."""
     num_counted_twice: int
@@ -93,7 +98,7 @@ def run_chaos(
     with bench.running():
         while kills.num_kills < num_kills:
             name, count = next(plan)
-            if bench.kill_at(name, count):
+            if bench.kill_at(bench.side_of(name, kills.num_kills), name, count):
                 kills.hits[name] += 1
                 on_kill(kills.num_kills, name)
             else:
@@ -128,14 +133,14 @@ def _kill_plan(seed: int) -> Iterator[tuple[str, int]]:
 
 
 class _Bench:
-    """The two processes and their files."""
+    """The coordinator's process, one for each device, and their files."""
 
     def __init__(self, directory: Path, broker_url: str) -> None:
         self._directory = directory
         self._broker_url = broker_url
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._hit_log = directory / "hits.log"
-        self.device_log = directory / "device.log"
+        self.device_logs = [directory / f"device-{index}.log" for index in range(_NUM_DEVICES)]
         self.coordinator_directory = directory / "coordinator"
         scenario = load_scenario("digits", num_devices=1400 // _EXAMPLES_PER_DEVICE, partition="iid", alpha=1.0, seed=0)
         self._configs = []
@@ -154,9 +159,9 @@ class _Bench:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Both processes run; they are killed at the end."""
+        """All processes run; they are killed at the end."""
         try:
-            for side in ("coordinator", "device"):
+            for side in ("coordinator", *(path.stem for path in self.device_logs)):
                 self._start(side, {})
             yield
         finally:
@@ -164,13 +169,16 @@ class _Bench:
                 process.kill()
                 process.wait()
 
-    def kill_at(self, name: str, count: int) -> bool:
-        """Restarts one side with a failpoint armed, waits for the kill, and starts it again unarmed.
+    def side_of(self, name: str, number: int) -> str:
+        """The process that passes a failpoint; the devices take turns."""
+        return "coordinator" if name.startswith("coordinator.") else self.device_logs[number % _NUM_DEVICES].stem
+
+    def kill_at(self, side: str, name: str, count: int) -> bool:
+        """Restarts one process with a failpoint armed, waits for the kill, and starts it again unarmed.
 
         Returns:
             Whether the failpoint was reached in time.
         """
-        side = name.partition(".")[0]
         self._stop(side)
         before = self._num_hits()
         self._start(side, {"FLOCKWISE_FAILPOINTS": f"{name}={count}", "FLOCKWISE_FAILPOINT_LOG": str(self._hit_log)})
@@ -212,7 +220,8 @@ class _Bench:
                 str(_FOR_EVER),
             ]
         else:
-            arguments = ["simulators.device_host", *map(str, self._configs)]
+            config = self._configs[int(side.rpartition("-")[2])]
+            arguments = ["simulators.device_host", str(config)]
         log = (self._directory / f"{side}.log").open("ab")
         with log:
             self._processes[side] = subprocess.Popen(
@@ -237,7 +246,9 @@ def _audit(bench: _Bench, kills: _Kills, *, seed: int, seconds: float) -> ChaosR
     task.journal.close()
     committed = [row for row in rows if row[5] == RoundState.COMMITTED.value and row[4] < task.state.num_commits]
     counted = collections.Counter((row[0], row[1]) for row in committed)
-    acknowledged = {(int(round_id), device) for device, round_id in _ACCEPTED.findall(bench.device_log.read_text())}
+    log = "".join(path.read_text() for path in bench.device_logs)
+    acknowledged = {(int(round_id), device) for device, round_id in _ACCEPTED.findall(log)}
+    resumed = [(int(round_id), device) for device, round_id in _RESUMED.findall(log)]
     # A round that was open when the run ended has not been committed yet; nothing in it is lost.
     last_closed = max((row[0] for row in rows), default=0)
     lost = {entry for entry in acknowledged if entry not in counted and entry[0] <= last_closed}
@@ -258,6 +269,8 @@ def _audit(bench: _Bench, kills: _Kills, *, seed: int, seconds: float) -> ChaosR
         num_abandoned_with_updates=len({row[0] for row in rows if row[5] == RoundState.ABANDONED.value}),
         num_counted=sum(counted.values()),
         num_acknowledged=len(acknowledged),
+        num_resumed=len(resumed),
+        num_resumed_counted=len(counted.keys() & set(resumed)),
         num_lost=len(lost),
         num_counted_twice=sum(count > 1 for count in counted.values()),
         max_state_error=error,
