@@ -3,7 +3,7 @@
 For input ``x`` [n, d] (flattened), labels ``y``, weights ``W`` [d, c] and bias ``b`` [c], the loss is the mean over
 the batch of ``-log softmax(x W + b)[y]``; its gradients are ``x^T (p - onehot(y)) / n`` and the column sums of
 ``(p - onehot(y)) / n`` (Bishop 2006, "Pattern Recognition and Machine Learning", section 4.3.4, eq. 4.109). The
-optimizer is SGD with momentum as Keras has it: ``v = momentum * v - learning_rate * gradient``, then ``w = w + v``.
+optimizer is the plan's, in numpy (``numpy_optimizer``).
 
 | edge case | what happens |
 |---|---|
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edge_client.errors import ContractViolation
 from edge_client.local_training import Batch, StepSums, evaluate_locally, train_locally
+from edge_client.numpy_optimizer import NumpyOptimizer
 from edge_client.training import Examples, TrainingJob, TrainingResult
 from wire_protocol.plan import TensorSpec, TrainingPlan
 from wire_protocol.tensors import Tensors
@@ -83,7 +84,7 @@ class LinearTrainer:
 
 
 class _SoftmaxRegression:
-    """Weights and momentum of one job."""
+    """Weights and optimizer of one job."""
 
     def __init__(self, plan: TrainingPlan) -> None:
         if plan.weights != linear_weights(input_shape=plan.input_shape, num_classes=plan.num_classes):
@@ -91,27 +92,19 @@ class _SoftmaxRegression:
                 f"the linear trainer needs weights [{math.prod(plan.input_shape)}, {plan.num_classes}] and "
                 f"[{plan.num_classes}], not {[spec.shape for spec in plan.weights]}"
             )
-        self._learning_rate = np.float32(plan.learning_rate)
-        self._momentum = np.float32(plan.momentum)
+        self._plan = plan
         self._weights: Tensors = ()
-        self._velocities: Tensors = ()
+        self._optimizer = NumpyOptimizer(plan, ())
 
     def restore(self, weights: Tensors) -> None:
         self._weights = weights
-        self._velocities = tuple(np.zeros_like(tensor) for tensor in weights)
+        self._optimizer = NumpyOptimizer(self._plan, weights)
 
     def train_step(self, batch: Batch) -> StepSums:
         kernel, bias = self._weights
         x = batch.x.reshape(len(batch.y), -1)
         sums, *gradients = softmax_loss_and_gradients(kernel, bias, x, batch.y)
-        self._velocities = tuple(
-            self._momentum * velocity - self._learning_rate * gradient
-            for velocity, gradient in zip(self._velocities, gradients, strict=True)
-        )
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._weights = tuple(
-                weight + velocity for weight, velocity in zip(self._weights, self._velocities, strict=True)
-            )
+        self._weights = self._optimizer.step(self._weights, gradients)
         return sums
 
     def evaluate_step(self, batch: Batch) -> StepSums:

@@ -22,6 +22,7 @@ from wire_protocol.model_contract import (
     LEARNING_RATE,
     LOSS_SUM,
     NUM_CORRECT,
+    PROXIMAL_MU,
     RESTORE,
     SAVE,
     TRAIN,
@@ -98,6 +99,8 @@ class _LoadedModel:
     def train_step(self, batch: Batch) -> StepSums:
         inputs = self._padded(batch)
         inputs[LEARNING_RATE] = np.array([self.plan.learning_rate], dtype=np.float32)
+        if self.plan.proximal_mu:
+            inputs[PROXIMAL_MU] = np.array([self.plan.proximal_mu], dtype=np.float32)
         if self.plan.has_dropout:
             inputs[DROPOUT_TICKET] = _pad(batch.tickets, self.plan.batch_size)
         return _sums(self._runners[TRAIN](**inputs))
@@ -139,6 +142,8 @@ def _expected(plan: TrainingPlan) -> dict[str, tuple[dict[str, _Spec], dict[str,
         EXAMPLE_WEIGHT: ((size,), "float32"),
     }
     train: dict[str, _Spec] = {**batch, LEARNING_RATE: ((1,), "float32")}
+    if plan.proximal_mu:
+        train[PROXIMAL_MU] = ((1,), "float32")
     if plan.has_dropout:
         train[DROPOUT_TICKET] = ((size,), "int32")
     sums: dict[str, _Spec] = dict.fromkeys(_SUMS, ((1,), "float32"))

@@ -22,8 +22,14 @@ _EXIT_PARITY = 4
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=pathlib.Path), help="Directory to write the bundle to.")
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True, help="Examples per step.")
-@click.option("--learning-rate", type=float, default=0.05, show_default=True, help="Of SGD on the device.")
-@click.option("--momentum", type=float, default=0.0, show_default=True, help="Of SGD on the device; 0 is plain SGD.")
+@click.option("--learning-rate", type=float, default=0.05, show_default=True, help="Of the device's optimizer.")
+@click.option(
+    "--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), default="sgd", show_default=True, help="On the device."
+)
+@click.option("--momentum", type=float, default=0.0, show_default=True, help="Of sgd; 0 is plain SGD.")
+@click.option("--nesterov", is_flag=True, help="Nesterov's momentum.")
+@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Of adamw, decoupled.")
+@click.option("--proximal-mu", type=float, default=0.0, show_default=True, help="FedProx's term; 0 leaves it out.")
 @click.option("--epochs", type=click.IntRange(1, 1000), default=1, show_default=True, help="Local passes per round.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of batch order, dropout, zoo weights."

@@ -60,6 +60,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_gradient_error: float
     max_weight_error: float
     max_output_error: float
+    gradients_read_from: Literal["this file", "the same step with plain SGD"]
+    """Adam and Nesterov bend the gradient: it is then read from a second conversion of the same step with plain SGD."""
     gradient_probe_learning_rate: float
     """Gradients are read from LiteRT as (weights before - weights after) / this, for one step from equal weights."""
     num_redrawn_examples: int

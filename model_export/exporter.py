@@ -16,8 +16,14 @@ from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
 from model_export.lite_model import LiteModel
 from model_export.operations import ModelGraph
-from model_export.parity import GRADIENT_PROBE_LEARNING_RATE, ParityReport, check_parity, refuse_violations
-from model_export.plans import PlanFields, plan_for_graph
+from model_export.parity import (
+    GRADIENT_PROBE_LEARNING_RATE,
+    CheckedFiles,
+    ParityReport,
+    check_parity,
+    refuse_violations,
+)
+from model_export.plans import PlanFields, plain_sgd_twin, plan_for_graph, shows_gradients
 from model_export.train_step import TrainStep
 from wire_protocol.model_contract import CONTRACT_VERSION
 from wire_protocol.plan import TrainingPlan, encode_plan
@@ -52,8 +58,8 @@ def export_model(
         out_dir: Where to write; an earlier bundle there is replaced.
         on_stage: Called with the name of each stage as it begins.
         tolerances: How far LiteRT may be from Keras; the defaults of ``Tolerances`` if not given.
-        **plan_fields: ``batch_size`` and ``learning_rate``, and optionally ``momentum``, ``num_epochs``,
-            ``max_steps``, ``min_examples`` and ``seed``; see ``TrainingPlan`` for meanings and defaults.
+        **plan_fields: ``batch_size`` and ``learning_rate``, and optionally the other fields of ``PlanFields``; see
+            ``TrainingPlan`` for meanings and defaults.
 
     Raises:
         NotABundle: ``out_dir`` holds other files.
@@ -82,12 +88,20 @@ def build_export(
     plan = plan_for_graph(graph, **plan_fields)
     initial = tuple(weight.numpy().astype(np.float32) for weight in model.trainable_weights)
     on_stage("converting to TFLite")
-    file = convert(TrainStep(graph, batch_size=plan.batch_size, momentum=plan.momentum))
+    file = convert(TrainStep(graph, plan))
+    files = CheckedFiles(trained=LiteModel(file), gradient_probe=_gradient_probe(file, graph, plan))
     on_stage("comparing LiteRT with Keras")
-    report = check_parity(LiteModel(file), KerasReference(model, graph), graph, plan, initial)
+    report = check_parity(files, KerasReference(model, graph), graph, plan, initial)
     allowed = tolerances or Tolerances()
     refuse_violations(report, allowed)
     return _result(_Converted(file=file, graph=graph, plan=plan, initial=initial), report, allowed)
+
+
+def _gradient_probe(file: bytes, graph: ModelGraph, plan: TrainingPlan) -> LiteModel:
+    """A file whose step shows the gradient: this one, or, where the optimizer bends it, its twin with plain SGD."""
+    if shows_gradients(plan):
+        return LiteModel(file)
+    return LiteModel(convert(TrainStep(graph, plain_sgd_twin(plan))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +133,7 @@ def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances)
         max_gradient_error=max(case.gradient_error for case in report.cases),
         max_weight_error=max(case.weight_error for case in report.cases),
         max_output_error=max(case.output_error for case in report.cases),
+        gradients_read_from="this file" if shows_gradients(plan) else "the same step with plain SGD",
         gradient_probe_learning_rate=GRADIENT_PROBE_LEARNING_RATE,
         num_redrawn_examples=report.num_redrawn_examples,
         num_kept_jumpy_examples=report.num_kept_jumpy_examples,

@@ -18,8 +18,9 @@ import tensorflow as tf
 from model_export.check_batches import CheckBatch
 from model_export.dropout import dropout_mask_array
 from model_export.operations import ModelGraph
+from wire_protocol.plan import TrainingPlan
 
-__all__ = ["KerasReference"]
+__all__ = ["KerasReference", "keras_optimizer"]
 
 _PIECE = 32
 _Weights = tuple[npt.NDArray[np.float32], ...]
@@ -88,13 +89,18 @@ class KerasReference:
         num_correct = float((np.argmax(output.numpy(), -1) == batch.labels).sum())
         return float(loss_sum), num_correct, output.numpy()
 
-    def train(self, batches: Sequence[CheckBatch], *, learning_rate: float, momentum: float) -> _Weights:
-        """The weights after one step of ``keras.optimizers.SGD`` per batch."""
-        optimizer = tf.keras.optimizers.SGD(learning_rate=learning_rate, momentum=momentum)
+    def train(self, batches: Sequence[CheckBatch], plan: TrainingPlan) -> _Weights:
+        """The weights after one step of the plan's ``tf.keras.optimizers`` per batch, from fresh slots."""
+        optimizer = keras_optimizer(plan)
+        variables = self._model.trainable_weights
+        anchor = [variable.numpy() for variable in variables]
         for batch in batches:
             _, gradients = self._gradients(batch.x, batch.labels, self._masks(batch))
-            optimizer.apply_gradients(zip(gradients, self._model.trainable_weights, strict=True))
-        return tuple(weight.numpy() for weight in self._model.trainable_weights)
+            if plan.proximal_mu:
+                triples = zip(gradients, variables, anchor, strict=True)
+                gradients = [gradient + plan.proximal_mu * (weight - start) for gradient, weight, start in triples]
+            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return tuple(weight.numpy() for weight in variables)
 
     def _loss_and_gradients(self, x: Any, labels: Any, masks: Sequence[Any]) -> tuple[Any, Any]:
         self._set_masks(masks)
@@ -126,6 +132,17 @@ class KerasReference:
             )
             for node, dropout in zip(self._graph.dropout_nodes, self._graph.dropouts, strict=True)
         ]
+
+
+def keras_optimizer(plan: TrainingPlan) -> Any:
+    """Keras's own optimizer of a plan."""
+    optimizers = tf.keras.optimizers
+    if plan.optimizer == "sgd":
+        return optimizers.SGD(plan.learning_rate, momentum=plan.momentum, nesterov=plan.nesterov)
+    adaptive = {"beta_1": plan.beta_1, "beta_2": plan.beta_2, "epsilon": plan.epsilon}
+    if plan.optimizer == "adam":
+        return optimizers.Adam(plan.learning_rate, **adaptive)
+    return optimizers.AdamW(plan.learning_rate, weight_decay=plan.weight_decay, **adaptive)
 
 
 def _clone_layer(layer: Any) -> Any:

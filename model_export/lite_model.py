@@ -46,11 +46,14 @@ class LiteModel:
         saved = self._runners[contract.SAVE]()
         return tuple(saved[contract.weight_name(index)].copy() for index in range(len(saved)))
 
-    def train(self, batch: CheckBatch, learning_rate: float) -> BatchFigures:
-        """Takes one optimizer step; the figures are from before it."""
+    def train(self, batch: CheckBatch, learning_rate: float, *, proximal_mu: float = 0.0) -> BatchFigures:
+        """Takes one optimizer step; the figures are from before it. A file without the term ignores its ``mu``."""
         inputs = _scored_inputs(batch)
         inputs[contract.LEARNING_RATE] = np.array([learning_rate], np.float32)
-        if contract.DROPOUT_TICKET in self._runners[contract.TRAIN].get_input_details():
+        taken = self._runners[contract.TRAIN].get_input_details()
+        if contract.PROXIMAL_MU in taken:
+            inputs[contract.PROXIMAL_MU] = np.array([proximal_mu], np.float32)
+        if contract.DROPOUT_TICKET in taken:
             inputs[contract.DROPOUT_TICKET] = batch.tickets
         return _figures(self._runners[contract.TRAIN](**inputs))
 

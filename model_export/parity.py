@@ -25,14 +25,31 @@ from model_export.lite_model import LiteModel
 from model_export.operations import ModelGraph
 from wire_protocol.plan import TrainingPlan
 
-__all__ = ["GRADIENT_PROBE_LEARNING_RATE", "ParityReport", "check_parity", "gradient_error", "refuse_violations"]
+__all__ = [
+    "GRADIENT_PROBE_LEARNING_RATE",
+    "CheckedFiles",
+    "ParityReport",
+    "check_parity",
+    "gradient_error",
+    "refuse_violations",
+]
 
 GRADIENT_PROBE_LEARNING_RATE: Final = 2.0**14
-_MOMENTUM_STEPS: Final = 3
+_SEVERAL_STEPS: Final = 3
 _BLUR: Final = 0.05
 _GRADIENT_FLOOR: Final = 1e-3
 
 _Weights = tuple[npt.NDArray[np.float32], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedFiles:
+    """What is compared with Keras."""
+
+    trained: LiteModel
+    """The exported file."""
+    gradient_probe: LiteModel
+    """The file whose first step shows the gradient; the same one if its optimizer does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,24 +62,24 @@ class ParityReport:
 
 
 def check_parity(
-    lite: LiteModel, reference: KerasReference, graph: ModelGraph, plan: TrainingPlan, initial: _Weights
+    files: CheckedFiles, reference: KerasReference, graph: ModelGraph, plan: TrainingPlan, initial: _Weights
 ) -> ParityReport:
     """Compares losses, gradients, weights after a step, and outputs.
 
     Args:
-        lite: The exported file.
+        files: The exported file, and whatever shows its gradient.
         reference: The Keras model.
         graph: The model, read.
-        plan: Its learning rate and momentum are those compared.
+        plan: Its optimizer and learning rate are those compared.
         initial: The initial weights, in Keras order.
     """
     rng = np.random.default_rng(plan.seed)
     batches = ScreenedBatches(reference, graph, plan.batch_size, rng)
     # Zero biases would hide a wrong bias: all but the first comparison are made from blurred weights.
     blurred = tuple((weight + _BLUR * rng.standard_normal(weight.shape)).astype(np.float32) for weight in initial)
-    comparison = _Comparison(lite=lite, reference=reference, plan=plan)
+    comparison = _Comparison(files=files, reference=reference, plan=plan)
     cases = []
-    if plan.momentum:
+    if plan.momentum or plan.optimizer != "sgd" or plan.proximal_mu:
         cases.append(comparison.several_steps(batches, blurred))
     cases.append(comparison.one_step("random, initial weights", batches.draw("random", initial), initial))
     cases += [comparison.one_step(f"{kind}, blurred weights", batches.draw(kind, blurred), blurred) for kind in KINDS]
@@ -97,7 +114,7 @@ def refuse_violations(report: ParityReport, tolerances: Tolerances) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Comparison:
-    lite: LiteModel
+    files: CheckedFiles
     reference: KerasReference
     plan: TrainingPlan
 
@@ -107,11 +124,14 @@ class _Comparison:
         self.reference.set_weights(weights)
         keras_eval_loss, keras_correct, keras_output = self.reference.evaluate(real)
         keras_loss, keras_gradients = self.reference.gradients(real)
-        self.lite.restore(weights)
-        output = self.lite.infer(batch.x)[: batch.num_examples]
-        eval_loss, num_correct, _ = self.lite.evaluate(batch)
-        train_loss, _, weight_sum = self.lite.train(batch, GRADIENT_PROBE_LEARNING_RATE)
-        after = self.lite.save()
+        lite, probe = self.files.trained, self.files.gradient_probe
+        lite.restore(weights)
+        output = lite.infer(batch.x)[: batch.num_examples]
+        eval_loss, num_correct, _ = lite.evaluate(batch)
+        train_loss, _, weight_sum = lite.train(batch, self.plan.learning_rate, proximal_mu=self.plan.proximal_mu)
+        probe.restore(weights)
+        probe.train(batch, GRADIENT_PROBE_LEARNING_RATE)
+        after = probe.save()
         gradients = [
             (before.astype(np.float64) - moved) / GRADIENT_PROBE_LEARNING_RATE
             for before, moved in zip(weights, after, strict=True)
@@ -130,15 +150,15 @@ class _Comparison:
         )
 
     def several_steps(self, batches: ScreenedBatches, weights: _Weights) -> CheckedCase:
-        """Compares the weights after steps without a ``restore`` between: the momentum slots' work."""
+        """Compares the weights after steps without a ``restore`` between: the slots' and the anchor's work."""
         drawn: list[CheckBatch] = []
         reached = weights
-        for _ in range(_MOMENTUM_STEPS):
+        for _ in range(_SEVERAL_STEPS):
             # Each batch is screened where it will be used.
             drawn.append(batches.draw("random", reached))
             reached = self._keras_steps(drawn, weights)
         return CheckedCase(
-            name="momentum, blurred weights",
+            name="several steps, blurred weights",
             num_examples=sum(batch.num_examples for batch in drawn),
             num_steps=len(drawn),
             loss_error=0.0,
@@ -150,18 +170,15 @@ class _Comparison:
 
     def _weight_error(self, batches: Sequence[CheckBatch], weights: _Weights) -> float:
         expected = self._keras_steps(batches, weights)
-        self.lite.restore(weights)
+        lite = self.files.trained
+        lite.restore(weights)
         for batch in batches:
-            self.lite.train(batch, self.plan.learning_rate)
-        return float(np.max([_largest_difference(a, b) for a, b in zip(self.lite.save(), expected, strict=True)]))
+            lite.train(batch, self.plan.learning_rate, proximal_mu=self.plan.proximal_mu)
+        return float(np.max([_largest_difference(a, b) for a, b in zip(lite.save(), expected, strict=True)]))
 
     def _keras_steps(self, batches: Sequence[CheckBatch], weights: _Weights) -> _Weights:
         self.reference.set_weights(weights)
-        return self.reference.train(
-            [batch.real_examples() for batch in batches],
-            learning_rate=self.plan.learning_rate,
-            momentum=self.plan.momentum,
-        )
+        return self.reference.train([batch.real_examples() for batch in batches], self.plan)
 
 
 def gradient_error(gradients: Sequence[npt.NDArray[np.float64]], expected: Sequence[npt.NDArray[np.float64]]) -> float:

@@ -1,12 +1,14 @@
 """The training plan of a model."""
 
-from typing import NotRequired, TypedDict, Unpack
+from typing import Literal, NotRequired, TypedDict, Unpack
+
+import msgspec
 
 from model_export.operations import ModelGraph
 from wire_protocol.errors import MalformedMessage
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
 
-__all__ = ["PlanFields", "plan_for_graph"]
+__all__ = ["PlanFields", "plain_sgd_twin", "plan_for_graph", "shows_gradients"]
 
 
 class PlanFields(TypedDict):
@@ -14,7 +16,14 @@ class PlanFields(TypedDict):
 
     batch_size: int
     learning_rate: float
+    optimizer: NotRequired[Literal["sgd", "adam", "adamw"]]
     momentum: NotRequired[float]
+    nesterov: NotRequired[bool]
+    beta_1: NotRequired[float]
+    beta_2: NotRequired[float]
+    epsilon: NotRequired[float]
+    weight_decay: NotRequired[float]
+    proximal_mu: NotRequired[float]
     num_epochs: NotRequired[int]
     max_steps: NotRequired[int]
     min_examples: NotRequired[int]
@@ -43,3 +52,13 @@ def plan_for_graph(graph: ModelGraph, **fields: Unpack[PlanFields]) -> TrainingP
         raise MalformedMessage(f"not a training plan: {error}") from error
     # msgspec checks ranges when it decodes, not when it constructs: a plan that no device can read must not be made.
     return decode_plan(encode_plan(plan))
+
+
+def shows_gradients(plan: TrainingPlan) -> bool:
+    """Whether a first step from fresh slots is ``learning_rate * gradient``, so that the gradient can be read off."""
+    return plan.optimizer == "sgd" and not plan.nesterov
+
+
+def plain_sgd_twin(plan: TrainingPlan) -> TrainingPlan:
+    """The same plan with plain SGD."""
+    return msgspec.structs.replace(plan, optimizer="sgd", momentum=0.0, nesterov=False, weight_decay=0.0)

@@ -9,7 +9,9 @@ from model_export.lowering.forward import LoweredModel
 from model_export.lowering.softmax_loss import cross_entropy
 from model_export.lowering.tensor_types import Tensor
 from model_export.operations import ModelGraph
+from model_export.optimizers import ProximalTerm, build_optimizer
 from wire_protocol import model_contract as contract
+from wire_protocol.plan import TrainingPlan
 
 __all__ = ["TrainStep"]
 
@@ -18,28 +20,26 @@ _LEAST_WEIGHT_SUM = 1e-30
 
 
 class TrainStep(tf.Module):
-    """Trains a model with SGD: ``v = momentum * v - learning_rate * g``, ``w = w + v``, as ``keras.optimizers.SGD``.
+    """Trains a model with the plan's optimizer (see ``optimizers``).
 
     Variables start at zero: the file holds no weights, they come by ``restore``. Kernels of Dense layers are stored
     as [1, out, in] (see ``lowering.dense``); ``save`` and ``restore`` speak Keras's layout.
 
     Args:
         graph: The model.
-        batch_size: B.
-        momentum: 0 is plain SGD, without slots.
+        plan: Gives B and the optimizer.
     """
 
-    def __init__(self, graph: ModelGraph, *, batch_size: int, momentum: float) -> None:
+    def __init__(self, graph: ModelGraph, plan: TrainingPlan) -> None:
         super().__init__()
         self._graph = graph
-        self._batch_size = batch_size
-        self._momentum = momentum
-        self._lowered = LoweredModel(graph, batch_size)
+        self._batch_size = plan.batch_size
+        self._lowered = LoweredModel(graph, plan.batch_size)
         shapes = [self._stored_shape(index) for index in range(len(graph.weight_shapes))]
         names = [contract.weight_name(index) for index in range(len(shapes))]
         self._weights = [tf.Variable(tf.zeros(s), name=n) for n, s in zip(names, shapes, strict=True)]
-        slots = zip(names, shapes, strict=True) if momentum else ()
-        self._velocities = [tf.Variable(tf.zeros(s), name=f"{n}_velocity") for n, s in slots]
+        self._optimizer = build_optimizer(plan, self._weights)
+        self._proximal_term = ProximalTerm(self._weights) if plan.proximal_mu else None
 
     def signatures(self) -> dict[str, Any]:
         """Concrete functions of the five signatures, by name."""
@@ -48,6 +48,8 @@ class TrainStep(tf.Module):
         y = tf.TensorSpec([batch], tf.int32, contract.LABEL)
         weight = tf.TensorSpec([batch], tf.float32, contract.EXAMPLE_WEIGHT)
         train_inputs = [x, y, weight, tf.TensorSpec([1], tf.float32, contract.LEARNING_RATE)]
+        if self._proximal_term is not None:
+            train_inputs.append(tf.TensorSpec([1], tf.float32, contract.PROXIMAL_MU))
         if self._graph.dropouts:
             train_inputs.append(tf.TensorSpec([batch], tf.int32, contract.DROPOUT_TICKET))
         restored = [
@@ -67,7 +69,11 @@ class TrainStep(tf.Module):
         run = self._lowered.forward(weights, inputs[contract.X], inputs.get(contract.DROPOUT_TICKET))
         figures, dlogits = self._score(run.logits, inputs)
         gradients = run.weight_gradients(dlogits)
-        self._update(weights, gradients, inputs[contract.LEARNING_RATE])
+        if self._proximal_term is not None:
+            gradients = self._proximal_term.add_to(gradients, weights, inputs[contract.PROXIMAL_MU])
+        moved = self._optimizer.step(weights, gradients, inputs[contract.LEARNING_RATE])
+        for variable, value in zip(self._weights, moved, strict=True):
+            variable.assign(value)
         return figures
 
     def _evaluate(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,12 +93,12 @@ class TrainStep(tf.Module):
         }
 
     def _restore(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        for index, variable in enumerate(self._weights):
-            value = self._to_stored(index, inputs[contract.weight_name(index)])
+        weights = [self._to_stored(i, inputs[contract.weight_name(i)]) for i in range(len(self._weights))]
+        for variable, value in zip(self._weights, weights, strict=True):
             variable.assign(value)
-            if self._velocities:
-                # Not tf.zeros: the converter would keep a constant as large as the model.
-                self._velocities[index].assign(value * 0.0)
+        self._optimizer.reset(weights)
+        if self._proximal_term is not None:
+            self._proximal_term.reset(weights)
         return {contract.OK: tf.constant([1], tf.int32)}
 
     def _score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
@@ -108,16 +114,6 @@ class TrainStep(tf.Module):
             contract.WEIGHT_SUM: weight_sum,
         }
         return figures, pullback(1.0 / tf.maximum(weight_sum, _LEAST_WEIGHT_SUM))
-
-    def _update(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
-        for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-            if self._velocities:
-                velocity = self._velocities[index]
-                moved = self._momentum * velocity.read_value() - learning_rate * gradient
-                velocity.assign(moved)
-                self._weights[index].assign(weight + moved)
-            else:
-                self._weights[index].assign(weight - learning_rate * gradient)
 
     def _stored_shape(self, index: int) -> list[int]:
         shape = list(self._graph.weight_shapes[index])

@@ -6,7 +6,7 @@ the model's weights in Keras order and layout, described by ``TrainingPlan.weigh
 
 | signature | inputs | outputs |
 |---|---|---|
-| ``train`` | ``x`` float32 [B, ...]; ``y`` int32 [B]; ``example_weight`` float32 [B]; ``learning_rate`` float32 [1]; ``dropout_ticket`` int32 [B] | ``loss_sum``, ``num_correct``, ``weight_sum`` float32 [1] each |
+| ``train`` | ``x`` float32 [B, ...]; ``y`` int32 [B]; ``example_weight`` float32 [B]; ``learning_rate`` float32 [1]; ``proximal_mu`` float32 [1]; ``dropout_ticket`` int32 [B] | ``loss_sum``, ``num_correct``, ``weight_sum`` float32 [1] each |
 | ``evaluate`` | ``x``, ``y``, ``example_weight`` | the same three |
 | ``infer`` | ``x`` | ``output`` float32 [B, num_classes] |
 | ``save`` | none | ``w0 .. wN`` |
@@ -14,9 +14,12 @@ the model's weights in Keras order and layout, described by ``TrainingPlan.weigh
 
 ``train`` takes one optimizer step on ``loss_sum / weight_sum`` where ``loss_sum = sum(example_weight * loss)`` and
 reports the figures *before* the step; ``num_correct`` and ``weight_sum`` are weighted as the loss is. An example of
-weight 0 is padding: it changes nothing (a batch of padding alone would still let momentum move the weights; nobody
-sends one). ``restore`` sets the weights and resets the optimizer's slots; nothing else may run before it: the file
-holds no weights, ``save`` would hand out uninitialised memory, and the device keeps the order.
+weight 0 is padding: it changes nothing. A batch of padding alone is a step with gradient 0: plain SGD does not move,
+but momentum, Adam's means, weight decay and the proximal term still do (nobody sends one). ``restore`` sets the
+weights, resets the optimizer's slots and, where there is a proximal term, makes these weights its anchor; nothing else
+may run before it: the file holds no weights, ``save`` would hand out uninitialised memory, and the device keeps the
+order. ``proximal_mu`` is an input only of a file exported with a proximal term (``TrainingPlan.proximal_mu`` > 0); the
+figures never contain the term.
 ``dropout_ticket`` seeds each example's dropout masks (see ``wire_protocol.local_order``); a model without dropout
 has no such input.
 """
@@ -39,6 +42,7 @@ __all__ = [
     "NUM_CORRECT",
     "OK",
     "OUTPUT",
+    "PROXIMAL_MU",
     "RESTORE",
     "SAVE",
     "SIGNATURES",
@@ -48,7 +52,7 @@ __all__ = [
     "weight_name",
 ]
 
-CONTRACT_VERSION: Final = 1
+CONTRACT_VERSION: Final = 2
 
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
@@ -61,6 +65,7 @@ X: Final = "x"
 LABEL: Final = "y"
 EXAMPLE_WEIGHT: Final = "example_weight"
 LEARNING_RATE: Final = "learning_rate"
+PROXIMAL_MU: Final = "proximal_mu"
 DROPOUT_TICKET: Final = "dropout_ticket"
 LOSS_SUM: Final = "loss_sum"
 NUM_CORRECT: Final = "num_correct"

@@ -12,6 +12,8 @@ from wire_protocol.model_contract import CONTRACT_VERSION
 __all__ = ["TensorSpec", "TrainingPlan", "decode_plan", "encode_plan"]
 
 _Dim = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+_NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
@@ -46,8 +48,23 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Stop after this many optimizer steps; 0 is no limit."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)]
-    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
-    """0 is plain SGD."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The rule compiled into the model file, as ``tf.keras.optimizers`` has it; its slots start afresh every round."""
+    momentum: _Fraction = 0.0
+    """Of ``sgd``; 0 is plain SGD."""
+    nesterov: bool = False
+    """Whether the momentum of ``sgd`` is Nesterov's."""
+    beta_1: _Fraction = 0.9
+    """Of ``adam`` and ``adamw``: decay of the mean of gradients."""
+    beta_2: _Fraction = 0.999
+    """Of ``adam`` and ``adamw``: decay of the mean of squared gradients."""
+    epsilon: Annotated[float, msgspec.Meta(gt=0)] = 1e-7
+    """Of ``adam`` and ``adamw``: added to the root of that mean."""
+    weight_decay: _NotNegative = 0.0
+    """Of ``adamw``: decoupled, every step first takes ``learning_rate * weight_decay`` of each weight away."""
+    proximal_mu: _NotNegative = 0.0
+    """FedProx: adds ``mu / 2 * |w - received|^2`` to the loss (Li et al. 2020, equation 2). 0: the file has no such
+    term; otherwise ``train`` takes ``proximal_mu``."""
     loss: Literal["sparse_categorical_crossentropy"] = "sparse_categorical_crossentropy"
     input_shape: Annotated[tuple[_Positive, ...], msgspec.Meta(min_length=1, max_length=7)]
     """Shape of one example, without the batch dimension."""
@@ -63,8 +80,15 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     contract_version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.learning_rate):
-            raise ValueError("learning_rate must be finite")
+        for name in ("learning_rate", "epsilon", "weight_decay", "proximal_mu"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite")
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum and nesterov belong to sgd, not to {self.optimizer}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight_decay belongs to adamw, not to {self.optimizer}")
 
     @property
     def num_parameters(self) -> int:

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from coordinator.aggregation_spec import AggregationSpec
+from coordinator.tff.client_optimizer import ClientOptimizer
 from coordinator.tff.processes import (
     ServerPieces,
     build_server_pieces,
@@ -73,8 +74,8 @@ def build_simulation_process(model: SimulatedModel, spec: AggregationSpec) -> tf
     """Builds the simulation alone.
 
     Args:
-        model: What simulated clients train, as a device would: SGD with the plan's learning rate and momentum, the
-            optimizer's state fresh in every round, the mean loss over each batch.
+        model: What simulated clients train, as a device would: the plan's optimizer, its state
+            fresh in every round, on the mean loss over each batch.
         spec: How updates become the next model.
     """
     return _compose_simulation(model, spec, build_server_pieces(model.plan.weights, spec))
@@ -87,7 +88,7 @@ def _compose_simulation(
     weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if spec.weighted else tff.learning.ClientWeighting.UNIFORM
     client_work = tff.learning.templates.build_functional_model_delta_client_work(
         model=_functional_model(model),
-        optimizer=tff.learning.optimizers.build_sgdm(plan.learning_rate, momentum=plan.momentum or None),
+        optimizer=ClientOptimizer(plan),
         client_weighting=weighting,
         metrics_aggregator=pieces.aggregate_metrics,
     )

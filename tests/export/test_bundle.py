@@ -57,7 +57,7 @@ def test_the_certificate_names_the_files_it_was_made_for(any_export):
 def test_the_certificate_covers_ties_a_partial_batch_and_momentum(mlp_export, mixed_export):
     for certificate in (mlp_export.certificate, mixed_export.certificate):
         names = [case.name for case in certificate.cases]
-        assert [name.split(",")[0] for name in names] == ["momentum", "random", "random", "flat", "partial"]
+        assert [name.split(",")[0] for name in names] == ["several steps", "random", "random", "flat", "partial"]
         assert certificate.num_steps_compared == 7
         partial = certificate.cases[-1]
         assert partial.num_examples < certificate.cases[-2].num_examples

@@ -27,6 +27,7 @@ from wire_protocol.messages import (
     encode_message,
     message_kind,
 )
+from wire_protocol.model_contract import CONTRACT_VERSION
 from wire_protocol.plan import TensorSpec, TrainingPlan
 from wire_protocol.tensors import encode_tensors
 from wire_protocol.topics import device_up
@@ -88,7 +89,9 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(device=SOME_DEVICE, nonce=st.binary(min_size=16, max_size=16))
     def check_in(self, device, nonce) -> None:
-        self.send(device, CheckIn(nonce=nonce, task_id=BUNDLE.task_id, client_version="", contract_version=1))
+        self.send(
+            device, CheckIn(nonce=nonce, task_id=BUNDLE.task_id, client_version="", contract_version=CONTRACT_VERSION)
+        )
 
     @rule(device=SOME_DEVICE, value=st.floats(-1, 1, width=32), which=st.integers(-2, -1), order=st.randoms())
     def report(self, device, value, which, order) -> None:

@@ -36,6 +36,7 @@ from wire_protocol.messages import (
     encode_message,
     message_kind,
 )
+from wire_protocol.model_contract import CONTRACT_VERSION
 from wire_protocol.plan import TensorSpec, TrainingPlan
 from wire_protocol.tensors import encode_tensors
 from wire_protocol.topics import device_down, device_up, population_round
@@ -90,7 +91,9 @@ class Bench:
 
     def check_in(self, device: str) -> None:
         nonce = device.encode().ljust(16, b".")
-        self.send(device, CheckIn(nonce=nonce, task_id=BUNDLE.task_id, client_version="t", contract_version=1))
+        self.send(
+            device, CheckIn(nonce=nonce, task_id=BUNDLE.task_id, client_version="t", contract_version=CONTRACT_VERSION)
+        )
 
     def last(self, device: str, kind):
         topic = device_down("p", device, message_kind(kind))

@@ -31,6 +31,7 @@ from wire_protocol.messages import (
     encode_message,
     message_kind,
 )
+from wire_protocol.model_contract import CONTRACT_VERSION
 from wire_protocol.plan import TensorSpec, TrainingPlan
 from wire_protocol.tensors import encode_tensors
 from wire_protocol.topics import device_up
@@ -89,7 +90,10 @@ class Bench:
         self.loop.handle(Incoming(topic=topic, payload=encode_message(message)), now=self.now)
 
     def check_in(self, device="d") -> None:
-        self.send(CheckIn(nonce=bytes(16), task_id=BUNDLE.task_id, client_version="", contract_version=1), device)
+        self.send(
+            CheckIn(nonce=bytes(16), task_id=BUNDLE.task_id, client_version="", contract_version=CONTRACT_VERSION),
+            device,
+        )
 
     def evaluation(self) -> None:
         last = self.assignments[-1]
@@ -183,10 +187,12 @@ def test_devices_that_wait_at_the_end_are_told_that_no_round_is_coming():
     bench = Bench(num_commits=1)
     bench.check_in()
     nonce = bench.assignments[-1].nonce
-    bench.send(CheckIn(nonce=bytes(15) + b"x", task_id=BUNDLE.task_id, client_version="", contract_version=1))
+    bench.send(
+        CheckIn(nonce=bytes(15) + b"x", task_id=BUNDLE.task_id, client_version="", contract_version=CONTRACT_VERSION)
+    )
     assert bench.assignments[-1].nonce == nonce
     topic = device_up("p", "e", "check-in")
-    waiting = CheckIn(nonce=b"e" * 16, task_id=BUNDLE.task_id, client_version="", contract_version=1)
+    waiting = CheckIn(nonce=b"e" * 16, task_id=BUNDLE.task_id, client_version="", contract_version=CONTRACT_VERSION)
     bench.loop.handle(Incoming(topic=topic, payload=encode_message(waiting)), now=1.0)
     bench.report(1.0)
     assert [refusal.reason for refusal in bench.refusals] == [RefusalReason.NO_ROUND]

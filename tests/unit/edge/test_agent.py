@@ -120,7 +120,7 @@ def test_no_refusal_makes_a_device_spin_or_sends_it_away_for_good(bench, window,
 
 def test_a_refusal_that_answers_another_check_in_is_ignored_and_counted(bench):
     check_in = bench.check_in()
-    bench.refuse(CheckIn(nonce=b"x" * 16, task_id="t1", client_version="", contract_version=1))
+    bench.refuse(CheckIn(nonce=b"x" * 16, task_id="t1", client_version="", contract_version=CONTRACT_VERSION))
     assert bench.agent.state is SessionState.CHECKED_IN
     bench.refuse(check_in)
     bench.refuse(check_in)
@@ -157,7 +157,7 @@ def test_the_retained_task_after_a_reconnection_repeats_the_check_in_at_once(ben
 
 def test_an_assignment_that_answers_no_check_in_of_ours_is_ignored_and_counted(bench):
     check_in = bench.check_in()
-    bench.assign(CheckIn(nonce=b"x" * 16, task_id="t1", client_version="", contract_version=1))
+    bench.assign(CheckIn(nonce=b"x" * 16, task_id="t1", client_version="", contract_version=CONTRACT_VERSION))
     bench.assign(check_in, task_id="other")
     assert bench.agent.state is SessionState.CHECKED_IN
     bench.assign(check_in)
