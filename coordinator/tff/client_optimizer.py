@@ -6,6 +6,7 @@ anchor is the weights that its first step sees, which are those the client recei
 """
 
 import collections
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -77,10 +78,15 @@ class ClientOptimizer(tff.learning.optimizers.Optimizer[Any, Any, Any]):
         plan = self._plan
         first = _map(lambda m, g: m + (g - m) * (1 - plan.beta_1), state["first"], gradients)
         second = _map(lambda s, g: s + (g * g - s) * (1 - plan.beta_2), state["second"], gradients)
-        rate = plan.learning_rate * tf.sqrt(1 - plan.beta_2**step) / (1 - plan.beta_1**step)
+        rate = plan.learning_rate * tf.sqrt(_bias(plan.beta_2, step)) / _bias(plan.beta_1, step)
         decay = plan.learning_rate * plan.weight_decay
         moved = _map(lambda w, m, s: w - decay * w - rate * m / (tf.sqrt(s) + plan.epsilon), weights, first, second)
         return first, second, moved
+
+
+def _bias(beta: float, step: Any) -> Any:
+    """``1 - beta^step`` without the cancellation that costs float32 five digits."""
+    return -tf.math.expm1(step * math.log(beta)) if beta else tf.ones_like(step)
 
 
 def _map(function: Callable[..., Any], *structures: Any) -> Any:

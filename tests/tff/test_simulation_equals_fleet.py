@@ -65,6 +65,28 @@ def test_folded_reports_give_the_state_and_metrics_of_tffs_own_simulation(tiny_f
         assert result.metrics["weight_sum"] == model.plan.num_epochs * sum(NUM_EXAMPLES.values())
 
 
+CLIENT_OPTIMIZERS = {
+    "nesterov with fedprox": {"momentum": 0.9, "nesterov": True, "proximal_mu": 0.5},
+    "adamw with fedprox": {"optimizer": "adamw", "weight_decay": 0.01, "proximal_mu": 0.5},
+}
+
+
+@pytest.mark.parametrize("fields", CLIENT_OPTIMIZERS.values(), ids=CLIENT_OPTIMIZERS.keys())
+def test_simulated_clients_take_the_steps_of_the_plans_optimizer_afresh_in_every_round(tiny_fleet, fields):
+    from coordinator.tff.aggregator import TffAggregator
+    from coordinator.tff.simulation import build_simulation_process
+
+    model = tiny_fleet.TanhMlp(**fields)
+    sim = build_simulation_process(model, SPECS["fedavg"])
+    aggregator = TffAggregator(model.plan.weights, SPECS["fedavg"])
+    simulated, state = sim.initialize(), aggregator.initialize(model.initial_weights())
+    for round_id in (1, 2):
+        datasets, updates = datasets_and_updates(tiny_fleet, model, state.weights, round_id)
+        simulated = sim.next(simulated, datasets).state
+        state = fold(aggregator, state, updates).state
+        assert max_difference(simulated.global_model_weights.trainable, state.weights) <= 2e-6
+
+
 @pytest.mark.parametrize("model_name", ["TanhMlp", "SoftmaxRegression"])
 def test_simulation_and_fleet_have_the_same_state_and_result_types(tiny_fleet, model_name):
     from coordinator.tff.simulation import build_learning_processes

@@ -21,6 +21,7 @@ from coordinator.tff.data_source import FleetDataSource
 from coordinator.tff.processes import build_fleet_process
 from coordinator.tff.program import FleetProgramContext
 from coordinator.tff.state_manager import DurableStateManager
+from edge_client.numpy_optimizer import NumpyOptimizer
 from wire_protocol.local_order import local_steps
 from wire_protocol.messages import Metrics
 from wire_protocol.plan import TensorSpec, TrainingPlan
@@ -32,18 +33,20 @@ Examples = tuple[np.ndarray, np.ndarray]
 class TanhMlp:
     """Two layers, 6 -> 5 -> 3, with dropout if the plan has it. Smooth: no kink can turn 1e-8 into 1e-2."""
 
-    def __init__(self, *, has_dropout: bool = False, batch_size: int = 4, num_epochs: int = 2) -> None:
+    def __init__(
+        self, *, has_dropout: bool = False, batch_size: int = 4, num_epochs: int = 2, **optimizer: Any
+    ) -> None:
         shapes = [(6, 5), (5,), (5, 3), (3,)]
         self.plan = TrainingPlan(
             batch_size=batch_size,
             num_epochs=num_epochs,
             learning_rate=0.1,
-            momentum=0.9,
             input_shape=(6,),
             num_classes=3,
             has_dropout=has_dropout,
             weights=tuple(TensorSpec(shape=shape) for shape in shapes),
             seed=3,
+            **(optimizer or {"momentum": 0.9}),
         )
 
     def initial_weights(self):
@@ -94,11 +97,11 @@ def examples_of(device_id: str, num_examples: int) -> Examples:
 
 
 def train_on_device(model: Any, weights: Any, examples: Examples, *, round_id: int, device_id: str) -> ClientUpdate:
-    """What a device does, written without TFF: SGD with momentum over the plan's local steps."""
+    """What a device does, written without TFF: the plan's optimizer, in numpy, over its local steps."""
     plan = model.plan
     x, y = examples
     current = [tf.constant(weight) for weight in weights]
-    velocity = [tf.zeros_like(weight) for weight in current]
+    optimizer = NumpyOptimizer(plan, tuple(weights))
     sums = np.zeros(3)
     for step in local_steps(plan, num_examples=len(y), round_id=round_id, device_id=device_id):
         labels = y[step.indices]
@@ -109,8 +112,8 @@ def train_on_device(model: Any, weights: Any, examples: Examples, *, round_id: i
             losses = model.example_loss(output, labels)
             loss = tf.reduce_sum(losses) / len(labels)
         gradients = tape.gradient(loss, current)
-        velocity = [plan.momentum * v + g for v, g in zip(velocity, gradients, strict=True)]
-        current = [w - plan.learning_rate * v for w, v in zip(current, velocity, strict=True)]
+        moved = optimizer.step(tuple(map(np.asarray, current)), list(map(np.asarray, gradients)))
+        current = [tf.constant(weight) for weight in moved]
         hits = float(np.sum(np.argmax(output, axis=-1) == labels))
         sums += (float(tf.reduce_sum(losses)), hits, len(labels))
     return ClientUpdate(
