@@ -51,6 +51,10 @@ class Will:
 class BrokerLink(Protocol):
     """A connection to a broker that is kept up by itself."""
 
+    @property
+    def is_supervised(self) -> bool:
+        """Whether whatever keeps the connection up still lives: if not, the link is dead for good. True once started."""
+
     def start(self) -> None:
         """Begins connecting. Returns at once; ``LinkUp`` follows on the sink."""
 

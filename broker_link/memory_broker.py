@@ -127,6 +127,11 @@ class MemoryLink:
         self.connection = 0
         """Counts connections: what was under way when a connection died is not delivered to the next one."""
 
+    @property
+    def is_supervised(self) -> bool:
+        """True: nothing here can die alone."""
+        return True
+
     def start(self) -> None:
         """Connects at once."""
         if self.is_up:

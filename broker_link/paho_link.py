@@ -71,6 +71,11 @@ class PahoLink:
         self._thread: threading.Thread | None = None
         self._backoff = FullJitterBackoff(base_s=0.5, cap_s=60.0, uniform=random.SystemRandom().uniform)
 
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the supervisor's thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self) -> None:
         """Starts the supervisor; returns at once."""
         if self._thread is None:

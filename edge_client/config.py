@@ -13,7 +13,7 @@
     key_file = "device.key"
     allow_plaintext = false           # true: mqtt:// to another machine, readable by whoever is in between
     username = "kitchen-pi"
-    password_file = "password"
+    password_file = "password"        # the service's credential broker-password if left out
     [data]
     path = "data"                     # required: a directory of examples or a CSV file
     [training]

@@ -1,5 +1,6 @@
 """Reads the configuration file and the environment; every complaint names section, key, value and what is allowed."""
 
+import contextlib
 import difflib
 import re
 import tomllib
@@ -14,9 +15,12 @@ from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeCo
 from edge_client.errors import ConfigError
 from wire_protocol.errors import InvalidIdentifier
 
-__all__ = ["ENV_PREFIX", "default_config_path", "load_config"]
+__all__ = ["ENV_PREFIX", "PASSWORD_CREDENTIAL", "default_config_path", "load_config"]
 
 ENV_PREFIX: Final = "FLOCKWISE__"
+PASSWORD_CREDENTIAL: Final = "broker-password"  # noqa: S105 - the name of a file
+"""Name of the broker's password among the service's credentials."""
+_CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
 _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "device": DeviceSection,
     "broker": BrokerSection,
@@ -62,6 +66,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> EdgeConfig:
     _override(values, environ)
     base = path.parent if path is not None else Path()
     values.setdefault("device", {}).setdefault("state_dir", str(_default_state_dir(environ)))
+    _default_password_file(values, base, environ)
     for section, key in _PATHS:
         if values.get(section, {}).get(key):
             text = values[section][key]
@@ -145,6 +150,19 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+
+
+def _default_password_file(values: _Values, base: Path, environ: Mapping[str, str]) -> None:
+    """A user without a password file has the one that the service installs: as systemd shows it, or as root sees it."""
+    broker = values.get("broker", {})
+    if not broker.get("username") or broker.get("password_file"):
+        return
+    given = environ.get(_CREDENTIALS)
+    for place in ([Path(given)] if given else []) + [base / "credentials"]:
+        with contextlib.suppress(OSError):
+            if (place / PASSWORD_CREDENTIAL).is_file():
+                broker["password_file"] = str((place / PASSWORD_CREDENTIAL).absolute())
+                return
 
 
 def _default_state_dir(environ: Mapping[str, str]) -> Path:

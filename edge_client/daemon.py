@@ -41,6 +41,7 @@ from edge_client.events import (
     TrainingFinished,
 )
 from edge_client.outbox import Outbox
+from edge_client.service_manager import ServiceManager
 from edge_client.session import SessionState
 from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
@@ -91,15 +92,24 @@ class Daemon:
     Args:
         config: The device's configuration.
         make_link: Makes its link.
+        service_manager: What the manager that started this process is told through; nobody is told if None.
 
     Raises:
         StorageError: The state directory cannot be used, or another daemon uses it.
         ConfigError: The password file cannot be read.
     """
 
-    def __init__(self, config: EdgeConfig, *, make_link: MakeLink = paho_link) -> None:
+    def __init__(
+        self,
+        config: EdgeConfig,
+        *,
+        make_link: MakeLink = paho_link,
+        service_manager: ServiceManager | None = None,
+    ) -> None:
         self._events: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
         self._is_stopping = False
+        self._is_connected = False
+        self._service_manager = service_manager or ServiceManager({})
         self._state_dir = StateDir(Path(config.device.state_dir))
         self._state_dir.lock()
         self._blobs = FileBlobStore(self._state_dir.blobs, max_bytes=config.device.blob_cache_mb * _MEGABYTE)
@@ -143,6 +153,7 @@ class Daemon:
             _LOG.info("report_resumed round_id=%s", self.agent.round_id)
         hit("device.start")
         self._link.start()
+        self._service_manager.started(time.monotonic())
         try:
             while not self._is_stopping and time.monotonic() < ends_at and not until(self.agent):
                 self._step(ends_at)
@@ -151,7 +162,9 @@ class Daemon:
 
     def _step(self, ends_at: float) -> None:
         """Waits for the next event, of whatever kind, and handles it."""
-        due_at = min(ends_at, self.agent.next_wakeup(), self._trainer.next_wakeup())
+        due_at = min(
+            ends_at, self.agent.next_wakeup(), self._trainer.next_wakeup(), self._service_manager.next_wakeup()
+        )
         wait_s = min(max(due_at - time.monotonic(), 0.0), _LONGEST_SLEEP_S)
         try:
             event = self._events.get(timeout=wait_s)
@@ -165,11 +178,28 @@ class Daemon:
             self._handle(ended)
         if time.monotonic() >= self.agent.next_wakeup():
             self._handle(Tick())
+        self._service_manager.turned(
+            time.monotonic(), is_connected=self._is_connected, status=self._status(), fault=self._fault()
+        )
+
+    def _status(self) -> str:
+        """One line for people."""
+        link = "connected" if self._is_connected else "not connected"
+        round_id = self.agent.round_id
+        return f"{link}; {self.agent.state.value}" + (f", round {round_id}" if round_id is not None else "")
+
+    def _fault(self) -> str:
+        """What of this process has died without a word, so that only a new start helps; empty if nothing has."""
+        if not self._link.is_supervised:
+            return "the link's supervisor is dead"
+        return "" if self._trainer.is_answerable else "the trainer's exchange is dead"
 
     def _handle(self, event: DeviceEvent) -> None:
         _log_event(event)
         if isinstance(event, LinkUp):
             hit("device.link_up")
+        if isinstance(event, LinkUp | LinkDown):
+            self._is_connected = isinstance(event, LinkUp)
         state, outcome = self.agent.state, self.agent.last_outcome
         actions = self.agent.handle(event, time.monotonic())
         if self.agent.state is not state:
@@ -229,10 +259,12 @@ class Daemon:
             _LOG.warning("blob_not_stored error=%r", str(error))
 
     def _leave(self) -> None:
+        self._service_manager.stopping()
         self._perform(self.agent.shut_down())
         self._trainer.close()
         self._link.stop()
         self._state_dir.unlock()
+        self._service_manager.close()
         _LOG.info("daemon_stopped device_id=%s", self.agent.channel.device_id)
 
     def _wake(self) -> None:
@@ -240,12 +272,12 @@ class Daemon:
 
 
 def run(config: EdgeConfig, *, make_link: MakeLink = paho_link) -> None:
-    """Takes part in rounds until SIGTERM or SIGINT.
+    """Takes part in rounds until SIGTERM or SIGINT; tells the service manager how it goes, if one has started it.
 
     Raises:
         EdgeClientError: The daemon cannot be started; see ``Daemon``.
     """
-    daemon = Daemon(config, make_link=make_link)
+    daemon = Daemon(config, make_link=make_link, service_manager=ServiceManager(os.environ))
     _stop_on_signals(daemon)
     daemon.serve()
 

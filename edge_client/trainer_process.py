@@ -77,6 +77,7 @@ class TrainerProcess:
         self._job: TrainingJob | None = None
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         self._act_at = math.inf
+        self._thread: threading.Thread | None = None
 
     @property
     def pid(self) -> int | None:
@@ -87,6 +88,12 @@ class TrainerProcess:
     def is_busy(self) -> bool:
         """Whether a job is running."""
         return self._job is not None
+
+    @property
+    def is_answerable(self) -> bool:
+        """Whether a running job can still end by itself: the thread that waits for it lives, or has answered."""
+        is_waiting = self._thread is not None and self._thread.is_alive()
+        return self._job is None or is_waiting or not self._answers.empty()
 
     def next_wakeup(self) -> float:
         """When ``poll`` must be called at the latest, on ``clock``; infinity if only ``wake`` will say."""
@@ -106,7 +113,8 @@ class TrainerProcess:
             self._answers.put(_Answer(job=job, frame=None, problem=f"the trainer cannot be started: {error}"))
             self._wake()
             return
-        threading.Thread(target=self._exchange, args=(child, job), name="trainer", daemon=True).start()
+        self._thread = threading.Thread(target=self._exchange, args=(child, job), name="trainer", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Kills the running job; ``poll`` will say nothing about it."""

@@ -17,6 +17,9 @@ PROBE = """
 import importlib.util, json, sys
 import edge_client.daemon
 import flockwise.cli
+from edge_client.service_unit import packaged_text, render_unit
+assert render_unit() == packaged_text("flockwise-edge.service")
+assert "population" in packaged_text("edge.toml")
 forbidden = ["tensorflow", "tensorflow_federated", "keras", "dp_accounting", "amqtt", "matplotlib", "jax"]
 print(json.dumps({
     "imported": sorted(set(forbidden) & set(sys.modules)),

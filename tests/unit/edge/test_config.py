@@ -159,3 +159,25 @@ def test_plaintext_is_fine_as_long_as_it_stays_on_this_machine(tmp_path, url):
 def test_plaintext_to_another_machine_can_be_allowed_by_name(tmp_path):
     allowed = 'url = "mqtt://broker.example"\nallow_plaintext = true'
     assert _load(tmp_path, MINIMAL.replace('url = "mqtts://broker.example"', allowed)).broker.allow_plaintext
+
+
+def test_a_user_without_a_password_file_has_the_services_credential(tmp_path):
+    (tmp_path / "edge.toml").write_text(
+        '[device]\npopulation = "p"\n[broker]\nurl = "mqtts://b"\nusername = "me"\n[data]\npath = "d"\n'
+    )
+    with pytest.raises(ConfigError, match="belong together"):
+        load_config(tmp_path / "edge.toml", {})
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "broker-password").write_text("installed\n")
+    found = load_config(tmp_path / "edge.toml", {}).broker.password_file
+    assert found == str(tmp_path / "credentials" / "broker-password")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "broker-password").write_text("shown by systemd\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path / "run")}
+    assert load_config(tmp_path / "edge.toml", environ).broker.password_file == str(
+        tmp_path / "run" / "broker-password"
+    )
+    (tmp_path / "edge.toml").write_text(
+        (tmp_path / "edge.toml").read_text().replace('"me"', '"me"\npassword_file = "x"')
+    )
+    assert load_config(tmp_path / "edge.toml", environ).broker.password_file == str(tmp_path / "x")
