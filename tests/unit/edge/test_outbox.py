@@ -80,7 +80,7 @@ def test_an_empty_outbox_holds_nothing_and_may_be_dropped(tmp_path):
 def test_a_report_made_under_another_name_is_never_sent_under_this_one(tmp_path, field):
     _outbox(tmp_path).store(_pending(**{field: "another"}))
     assert _load(_outbox(tmp_path)) is None
-    assert [path.name for path in (tmp_path / "outbox").iterdir()] == ["report.over"]
+    assert list((tmp_path / "outbox").iterdir()) == []
 
 
 @given(st.integers(0, len(WIRE) - 1), st.integers(0, 7))
