@@ -6,6 +6,7 @@ that connection is over for any reason, waits with full jitter, and starts anew.
 delivered is repeated by the protocol above, which trusts no PUBACK anyway.
 """
 
+import dataclasses
 import logging
 import os
 import random
@@ -21,14 +22,36 @@ from broker_link.broker_url import BrokerUrl, parse_broker_url
 from broker_link.link import EventSink, Incoming, LinkDown, LinkUp, Will, topic_matches
 from broker_link.tls import ClientCertificate, client_context
 
-__all__ = ["PahoLink"]
+__all__ = ["LinkTiming", "PahoLink"]
 
 _LOG = logging.getLogger(__name__)
-_KEEPALIVE_S = 30
-_CONNECT_TIMEOUT_S = 10.0
-_LIVENESS_CHECK_S = 5.0
 _INFLIGHT_MESSAGES = 16
 _GOODBYE_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LinkTiming:
+    """How patient a link is."""
+
+    keepalive_s: int = 30
+    """A silent connection is asked after this, and given up after as long again without an answer."""
+    connect_timeout_s: float = 10.0
+    liveness_check_s: float = 5.0
+    """How often the link looks whether paho's own thread is alive."""
+    backoff_base_s: float = 0.5
+    """The first wait before a new connection is drawn from 0 to this; the bound doubles with every failure."""
+    backoff_cap_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: One is out of its range.
+        """
+        if not 1 <= self.keepalive_s <= 65535 or min(self.connect_timeout_s, self.liveness_check_s) <= 0:  # noqa: PLR2004 - two bytes of MQTT
+            raise ValueError("keepalive_s must be 1 to 65535, connect_timeout_s and liveness_check_s positive")
+        if not 0 < self.backoff_base_s <= self.backoff_cap_s:
+            raise ValueError("need 0 < backoff_base_s <= backoff_cap_s")
 
 
 class PahoLink:
@@ -42,6 +65,7 @@ class PahoLink:
         will: Published by the broker, retained, if the connection dies.
         ca_file: PEM file with the CA to trust for ``mqtts://``; the system's CAs if None.
         certificate: Ours, for a broker that asks for one over ``mqtts://``.
+        timing: How patient it is.
 
     Raises:
         InvalidBrokerUrl: The address cannot be understood.
@@ -57,6 +81,7 @@ class PahoLink:
         will: Will | None = None,
         ca_file: str | None = None,
         certificate: ClientCertificate | None = None,
+        timing: LinkTiming | None = None,
     ) -> None:
         self._url: BrokerUrl = parse_broker_url(url)
         self._client_id = client_id
@@ -65,11 +90,16 @@ class PahoLink:
         self._will = will
         self._ca_file = ca_file
         self._certificate = certificate
+        self._timing = timing or LinkTiming()
         self._client: mqtt.Client | None = None
         self._over = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._backoff = FullJitterBackoff(base_s=0.5, cap_s=60.0, uniform=random.SystemRandom().uniform)
+        self._backoff = FullJitterBackoff(
+            base_s=self._timing.backoff_base_s,
+            cap_s=self._timing.backoff_cap_s,
+            uniform=random.SystemRandom().uniform,
+        )
 
     @property
     def is_supervised(self) -> bool:
@@ -115,13 +145,13 @@ class PahoLink:
         """Makes one connection and stays until it is over; returns why (a CA file that cannot be read, for one)."""
         try:
             client = self._new_client()
-            client.connect(self._url.host, self._url.port, keepalive=_KEEPALIVE_S)
+            client.connect(self._url.host, self._url.port, keepalive=self._timing.keepalive_s)
         except (OSError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
         self._client = client
         client.loop_start()
         # The liveness check is for paho's own thread, whose death reports nothing.
-        while not self._over.wait(_LIVENESS_CHECK_S):
+        while not self._over.wait(self._timing.liveness_check_s):
             if not _loop_is_alive(client):
                 self._sink(LinkDown(reason="paho's network thread died"))
                 break
@@ -137,7 +167,7 @@ class PahoLink:
             protocol=mqtt.MQTTv311,
             reconnect_on_failure=False,
         )
-        client.connect_timeout = _CONNECT_TIMEOUT_S
+        client.connect_timeout = self._timing.connect_timeout_s
         client.max_inflight_messages_set(_INFLIGHT_MESSAGES)
         if self._url.username is not None:
             client.username_pw_set(self._url.username, self._url.password)

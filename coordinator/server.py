@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from broker_link.link import LinkEvent
-from broker_link.paho_link import PahoLink
+from broker_link.paho_link import LinkTiming, PahoLink
 from broker_link.tls import ClientCertificate
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator, ServerState
@@ -52,6 +52,8 @@ class ServerConfig:
     admission: AdmissionPolicy
     ca_file: str | None = None
     certificate: ClientCertificate | None = None
+    link_timing: LinkTiming | None = None
+    """How patient the link is; its own defaults if None."""
     upload_budget_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -164,6 +166,7 @@ def run_rounds(
         sink=events.put,
         ca_file=config.ca_file,
         certificate=config.certificate,
+        timing=config.link_timing,
     )
     loop = RoundLoop(
         fleet=fleet,

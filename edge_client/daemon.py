@@ -43,6 +43,7 @@ from edge_client.events import (
 from edge_client.outbox import Outbox
 from edge_client.service_manager import ServiceManager
 from edge_client.session import SessionState
+from edge_client.settings import AgentSettings
 from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
 from edge_client.trainer_options import TrainerOptions
@@ -93,6 +94,7 @@ class Daemon:
         config: The device's configuration.
         make_link: Makes its link.
         service_manager: What the manager that started this process is told through; nobody is told if None.
+        settings: The device's patience.
 
     Raises:
         StorageError: The state directory cannot be used, or another daemon uses it.
@@ -105,6 +107,7 @@ class Daemon:
         *,
         make_link: MakeLink = paho_link,
         service_manager: ServiceManager | None = None,
+        settings: AgentSettings | None = None,
     ) -> None:
         self._events: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
         self._is_stopping = False
@@ -124,8 +127,8 @@ class Daemon:
             token=lambda: os.urandom(16),
             client_version=client_version(),
             pending=self._outbox.load(population=population, device_id=device_id),
-            answered=self._outbox.answered(),
             bytes_written=lambda: self._writer.num_bytes_in_the_last_hour,
+            settings=settings,
         )
         training = config.training
         self._trainer = TrainerProcess(

@@ -30,6 +30,7 @@ _CHUNK_BYTES: Final = 4096
 _MAX_QUEUED_PACKETS: Final = 64
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _CALL_TIMEOUT_S: Final = 10.0
+_GOODBYE_S: Final = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,12 +74,13 @@ class FaultProxy:
 
     Args:
         upstream_port: Port of the broker on the loopback address.
-        seed: Decides what is dropped, doubled and how long a jitter is.
+        seed: Decides what is dropped, doubled and how long a jitter is: the same packets in the same direction of the
+            same connection (counted from 0) fare the same, whatever the other connections do meanwhile.
     """
 
     def __init__(self, *, upstream_port: int, seed: int = 0) -> None:
-        self._upstream_port = upstream_port
-        self._rng = random.Random(seed)  # noqa: S311 - faults must replay; nothing here is secret
+        self.upstream_port = upstream_port
+        self._seed = seed
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._server: asyncio.Server | None = None
@@ -159,8 +161,8 @@ class FaultProxy:
         await asyncio.gather(*(connection.over.wait() for connection in connections))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = _Connection(self, self._dice(self.counts["connections"]))
         self.counts["connections"] += 1
-        connection = _Connection(self)
         self._connections[connection] = None
         try:
             await connection.run(reader, writer)
@@ -168,37 +170,44 @@ class FaultProxy:
             del self._connections[connection]
             connection.over.set()
 
+    def _dice(self, number: int) -> "dict[Direction, random.Random]":
+        """The randomness of one connection, by direction."""
+        directions: tuple[Direction, ...] = ("up", "down")
+        # Faults must replay; nothing here is secret.
+        return {direction: random.Random(f"{self._seed}/{number}/{direction}") for direction in directions}  # noqa: S311
+
     async def while_half_open(self, direction: Direction) -> None:
         """Returns when this direction flows."""
         while self.faults.is_half_open and direction in self.faults.directions:
             await self._changed.wait()
 
-    def copies(self, packet: Packet, direction: Direction) -> int:
+    def copies(self, packet: Packet, direction: Direction, dice: random.Random) -> int:
         """How often a packet is to be forwarded: 0, 1 or 2."""
         self.counts["packets"] += 1
         faults = self.faults
         if direction not in faults.directions:
             return 1
-        if packet.type in faults.drop_types and self._rng.random() < faults.drop:
+        if packet.type in faults.drop_types and dice.random() < faults.drop:
             self.counts["dropped"] += 1
             return 0
-        if packet.type == PacketType.PUBLISH and self._rng.random() < faults.duplicate:
+        if packet.type == PacketType.PUBLISH and dice.random() < faults.duplicate:
             self.counts["duplicated"] += 1
             return 2
         return 1
 
-    def latency_s(self, direction: Direction) -> float:
+    def latency_s(self, direction: Direction, dice: random.Random) -> float:
         """How long a packet is to take."""
         if direction not in self.faults.directions:
             return 0.0
-        return self.faults.delay_s + self._rng.uniform(0.0, self.faults.jitter_s)
+        return self.faults.delay_s + dice.uniform(0.0, self.faults.jitter_s)
 
 
 class _Connection:
     """One client's connection and the broker's side of it: a reader and a writer task for each direction."""
 
-    def __init__(self, proxy: FaultProxy) -> None:
+    def __init__(self, proxy: FaultProxy, dice: dict[Direction, random.Random]) -> None:
         self._proxy = proxy
+        self._dice = dice
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._num_bytes = 0
@@ -209,7 +218,7 @@ class _Connection:
         """Forwards until either side, or a fault, ends it."""
         self._writers.append(writer)
         try:
-            up_reader, up_writer = await asyncio.open_connection(_HOST, self._proxy._upstream_port)  # noqa: SLF001 - one module, two halves of one thing
+            up_reader, up_writer = await asyncio.open_connection(_HOST, self._proxy.upstream_port)
         except OSError:
             self.reset()
             return
@@ -218,20 +227,38 @@ class _Connection:
             (reader, up_writer, "up"),
             (up_reader, writer, "down"),
         )
+        readers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         for source, sink, direction in pipes:
             queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_MAX_QUEUED_PACKETS)
-            self._tasks.append(asyncio.create_task(self._read(source, queue, direction)))
+            readers[asyncio.create_task(self._read(source, queue, direction))] = sink
             self._tasks.append(asyncio.create_task(self._write(sink, queue, direction)))
+        self._tasks.extend(readers)
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            await self._pass_on_the_end(readers, done)
         if self._is_cut:
             self.reset()
         else:
             self._finish()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _pass_on_the_end(
+        self, readers: dict[asyncio.Task[None], asyncio.StreamWriter], done: set[asyncio.Task[None]]
+    ) -> None:
+        """Tells the other side of an end, and gives it a moment to hang up.
+
+        A socket that is closed with unread bytes in it sends RST, and that would take a goodbye back.
+        """
+        ended = [sink for reader, sink in readers.items() if reader in done and not reader.cancelled()]
+        if not ended or self._is_cut:
+            return
+        for sink in ended:
+            with contextlib.suppress(OSError, RuntimeError):
+                sink.write_eof()
+        await asyncio.wait(readers, timeout=_GOODBYE_S)
+
     def _finish(self) -> None:
-        """One side has ended: the other is closed in good order, so that it reads what was sent before."""
+        """Both sides are closed in good order."""
         for task in self._tasks:
             task.cancel()
         for writer in self._writers:
@@ -251,14 +278,14 @@ class _Connection:
     ) -> None:
         """Reads packets and stamps each with the moment of its arrival on the other side; ends with the stream."""
         clock = asyncio.get_running_loop().time
-        splitter = PacketSplitter()
+        splitter, dice = PacketSplitter(), self._dice[direction]
         arrives_at = 0.0
         while data := await self._receive(source):
             # What was read in time is held up too: in a half-open connection even the goodbye goes nowhere.
             await self._proxy.while_half_open(direction)
             for packet in splitter.feed(data):
-                for _ in range(self._proxy.copies(packet, direction)):
-                    arrives_at = max(arrives_at, clock() + self._proxy.latency_s(direction))
+                for _ in range(self._proxy.copies(packet, direction, dice)):
+                    arrives_at = max(arrives_at, clock() + self._proxy.latency_s(direction, dice))
                     await queue.put((arrives_at, packet.data))
         await self._proxy.while_half_open(direction)
         await queue.join()
@@ -288,9 +315,11 @@ class _Connection:
         if faults.bytes_per_s and direction in faults.directions:
             await asyncio.sleep(len(chunk) / faults.bytes_per_s)
         room = faults.cut_after_bytes - self._num_bytes
-        self._is_cut = faults.cut_after_bytes > 0 and room < len(chunk)
-        if self._is_cut:
-            self._proxy.counts["cuts"] += 1
+        # Whoever cuts a packet must end the connection, whatever the other direction finds or is switched meanwhile.
+        cuts_here = faults.cut_after_bytes > 0 and room < len(chunk)
+        if cuts_here:
+            self._proxy.counts["cuts"] += not self._is_cut
+            self._is_cut = True
             chunk = chunk[: max(0, room)]
         self._num_bytes += len(chunk)
         try:
@@ -298,4 +327,4 @@ class _Connection:
             await sink.drain()
         except OSError:
             return False
-        return not self._is_cut
+        return not cuts_here

@@ -107,3 +107,11 @@ def make_secure_mosquitto(tmp_path):
     """Makes one that is not running yet, with a certificate to the test's taste."""
     require_mosquitto()
     return lambda **certificate: SecureBroker(tmp_path, **certificate)
+
+
+@pytest.fixture(scope="session")
+def mosquitto_url():
+    """Address of a running Mosquitto, for tests of what only a real broker does."""
+    require_mosquitto()
+    with broker_at("mosquitto") as url:
+        yield url
