@@ -59,6 +59,7 @@ class DeviceAgent:
         client_version: What it tells the coordinator about itself.
         settings: Its patience.
         pending: A report from before a restart: it is sent before anything else is done.
+        answered: Round and nonce of the last assignment that was reported for before a restart, if any.
         bytes_written: How much was written within the last hour, for the health message.
 
     Raises:
@@ -78,6 +79,7 @@ class DeviceAgent:
         client_version: str = "",
         settings: AgentSettings | None = None,
         pending: PendingReport | None = None,
+        answered: tuple[int, bytes] | None = None,
         bytes_written: Callable[[], int] = lambda: 0,
     ) -> None:
         settings = settings or AgentSettings()
@@ -87,6 +89,7 @@ class DeviceAgent:
             settings=settings,
             blobs=blobs,
             uniform=uniform,
+            answered=answered,
         )
         self._check_ins = CheckIns(settings=settings, uniform=uniform, token=token)
         self._work: RoundWork | None = None
@@ -286,6 +289,9 @@ class DeviceAgent:
         self._context.session.move(SessionEvent.ASSIGNMENT)
         self.counts[DeviceCount.ASSIGNMENTS] += 1
         self._work = RoundWork.assigned(self._context, message, now)
+        if (message.round_id, message.nonce) == self._context.answered:
+            # Reported for, and given up (a deadline, a notice). Training again would make other bytes of one assignment.
+            return self._work.withdraw(WithdrawalReason.NOT_ELIGIBLE)
         return self._work.begin(now)
 
     def _ignore(self, count: DeviceCount) -> list[Action]:

@@ -127,6 +127,7 @@ class Daemon:
             token=lambda: os.urandom(16),
             client_version=client_version(),
             pending=self._outbox.load(population=population, device_id=device_id),
+            answered=self._outbox.answered(),
             bytes_written=lambda: self._writer.num_bytes_in_the_last_hour,
             settings=settings,
         )

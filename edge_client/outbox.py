@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from broker_link.failpoints import hit
+from edge_client.atomic_files import sync_directory
 from edge_client.errors import CorruptState, StorageError
 from edge_client.pending_report import MAX_PENDING_BYTES, PendingReport, decode_pending, encode_pending
 from edge_client.state_writer import StateWriter
@@ -17,20 +18,22 @@ __all__ = ["Outbox"]
 
 _LOG = logging.getLogger(__name__)
 _FILE: Final = "report"
+_ANSWERED_FILE: Final = "report.over"
 
 
 class Outbox:
-    """The reports of one device that wait for an answer: none, or one.
+    """The reports of one device that wait for an answer: none, or one; and which assignment was reported for last.
 
     Args:
         directory: Made when the first report is stored.
         writer: Writes and counts.
     """
 
-    __slots__ = ("_path", "_writer")
+    __slots__ = ("_answered_path", "_path", "_writer")
 
     def __init__(self, directory: Path, *, writer: StateWriter) -> None:
         self._path = directory / _FILE
+        self._answered_path = directory / _ANSWERED_FILE
         self._writer = writer
 
     def load(self, *, population: str, device_id: str) -> PendingReport | None:
@@ -66,8 +69,23 @@ class Outbox:
         hit("device.outbox.after_store")
 
     def drop(self, round_id: int) -> None:
-        """Forgets the report. One that cannot be deleted is sent again after a restart, which does no harm."""
+        """Sends the report no more. One that cannot be put aside is sent again after a restart, which does no harm."""
         hit("device.outbox.before_drop")
-        self._writer.remove(self._path)
+        try:
+            self._path.replace(self._answered_path)
+            sync_directory(self._path.parent)
+            _LOG.debug("outbox_emptied round_id=%d", round_id)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _LOG.warning("outbox_not_emptied round_id=%d error=%r", round_id, str(error))
         hit("device.outbox.after_drop")
-        _LOG.debug("outbox_emptied round_id=%d", round_id)
+
+    def answered(self) -> tuple[int, bytes] | None:
+        """Round and nonce of the assignment whose report was dropped last, if any. Never raises."""
+        try:
+            with self._answered_path.open("rb") as stream:
+                report = decode_pending(stream.read(MAX_PENDING_BYTES + 1)).report
+        except (OSError, CorruptState):
+            return None
+        return report.round_id, report.nonce

@@ -56,6 +56,8 @@ class DeviceContext:
     uniform: Callable[[float, float], float]
     plans: PlanReader = dataclasses.field(default_factory=PlanReader)
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    answered: tuple[int, bytes] | None = None
+    """Round and nonce of the last assignment that this device has reported for: it is never worked on again."""
     is_up: bool = False
     """Whether the link is up: otherwise nothing is worth saying."""
     piece_bytes: int = DEFAULT_PIECE_BYTES
@@ -267,6 +269,8 @@ class RoundWork:
         """Moves to idle and notes how the round ended."""
         was_reporting = self._context.session.state is SessionState.REPORTING
         self._context.session.move(event)
+        if was_reporting:
+            self._context.answered = (self.round_id, self._nonce)
         self._context.counts[ending] += 1
         self.outcome = RoundOutcome(round_id=self.round_id, ending=ending, reason=reason, retry_after_s=retry_after_s)
         return [DropReport(round_id=self.round_id)] if was_reporting else []
