@@ -12,9 +12,11 @@ from broker_link.link import Incoming, LinkDown, LinkUp
 from edge_client.channel import DeviceChannel
 from edge_client.check_ins import CheckIns
 from edge_client.counts import DeviceCount, RoundEnding, RoundOutcome
+from edge_client.eligibility.verdict import Eligible, Ineligible, Verdict
 from edge_client.events import (
     Action,
     DeviceEvent,
+    EligibilityChanged,
     HealthChanged,
     ReportNotStored,
     Tick,
@@ -33,6 +35,7 @@ from wire_protocol.messages import (
     Assignment,
     CoordinatorMessage,
     DeviceHealth,
+    DeviceMode,
     Piece,
     PieceList,
     Receipt,
@@ -66,7 +69,7 @@ class DeviceAgent:
         InvalidIdentifier: ``population`` or ``device_id`` may not be part of a topic.
     """
 
-    __slots__ = ("_bytes_written", "_check_ins", "_context", "_work", "health", "last_outcome")
+    __slots__ = ("_bytes_written", "_check_ins", "_context", "_eligibility", "_work", "health", "last_outcome")
 
     def __init__(
         self,
@@ -95,7 +98,8 @@ class DeviceAgent:
         self._work: RoundWork | None = None
         self._bytes_written = bytes_written
         self.health = HealthReporter(uniform=uniform)
-        """The device's mode; it changes by ``HealthChanged`` alone."""
+        """The device's mode; ``HealthChanged`` and ``EligibilityChanged`` change it."""
+        self._eligibility: Verdict = Eligible()
         self.last_outcome: RoundOutcome | None = None
         """How the last assignment ended."""
         if pending is not None:
@@ -131,7 +135,7 @@ class DeviceAgent:
     def _round_wakeup(self) -> float:
         if self._work is not None:
             return self._work.next_wakeup()
-        return self._check_ins.due_at if self._context.is_up else math.inf
+        return self._check_ins.due_at if self._context.is_up and self._is_eligible else math.inf
 
     def handle(self, event: DeviceEvent, now: float) -> list[Action]:
         """Takes one event.
@@ -171,6 +175,8 @@ class DeviceAgent:
             case ReportNotStored():
                 work = self._work
                 return work.not_stored(event.round_id) if work is not None else self._ignore(DeviceCount.STALE_RESULT)
+            case EligibilityChanged():
+                return self._eligibility_changed(event.verdict, now)
             case LinkUp():
                 return self._link_up(event, now)
             case HealthChanged():
@@ -211,6 +217,26 @@ class DeviceAgent:
         # A check-in needs nothing here: every new connection brings the retained task, and that repeats it.
         rest = self._work.reconnect(now) if self._work is not None else self._tick(now)
         return [self.channel.status(is_online=True), *rest]
+
+    @property
+    def _is_eligible(self) -> bool:
+        return isinstance(self._eligibility, Eligible)
+
+    def _eligibility_changed(self, verdict: Verdict, now: float) -> list[Action]:
+        """Work that is not done yet is given back; a finished report goes on, unless the network itself is barred.
+
+        A check-in that is out stays out, unrepeated: should an assignment come, that is given back at once.
+        """
+        self._eligibility = verdict
+        why = f"{verdict.reason.value}: {verdict.detail}" if isinstance(verdict, Ineligible) else ""
+        self.health.change(DeviceMode.INELIGIBLE, why)
+        was_barred = self._context.is_network_barred
+        self._context.is_network_barred = isinstance(verdict, Ineligible) and verdict.is_network_barred
+        if self._work is None:
+            return []
+        if isinstance(verdict, Ineligible) and self.state is not SessionState.REPORTING:
+            return self._work.withdraw(WithdrawalReason.NOT_ELIGIBLE)
+        return self._work.reconnect(now) if was_barred and not self._context.is_network_barred else []
 
     def _job_over(self, event: TrainingFinished | TrainingFailed, now: float) -> list[Action]:
         return self._work.job_over(event, now) if self._work is not None else self._ignore(DeviceCount.STALE_RESULT)
@@ -289,6 +315,8 @@ class DeviceAgent:
         self._context.session.move(SessionEvent.ASSIGNMENT)
         self.counts[DeviceCount.ASSIGNMENTS] += 1
         self._work = RoundWork.assigned(self._context, message, now)
+        if not self._is_eligible:
+            return self._work.withdraw(WithdrawalReason.NOT_ELIGIBLE)
         if (message.round_id, message.nonce) == self._context.answered:
             # Reported for, and given up (a deadline, a notice). Training again would make other bytes of one assignment.
             return self._work.withdraw(WithdrawalReason.NOT_ELIGIBLE)

@@ -22,6 +22,23 @@
     time_limit_s = 3600
     memory_limit_mb = 0               # limit of the trainer's address space; 0 is none, otherwise at least 256
     idle_stop_s = 60                  # the trainer's process ends after this long without a job
+    [eligibility]                     # when the device may train; a number or "refuse" is a demand: unknown is a no.
+    enforce = true                    # "auto" is heeded where there is a reading, "none" not at all; false drops all
+    power = "auto"                    # what it runs on, if you know better than the system: "mains" or "battery"
+    network = "auto"                  # the same for the network: "metered" or "unmetered"
+    require_mains = false
+    min_battery_percent = "none"      # fulfilled on mains
+    max_temperature_c = "auto"        # 80; cool again when temperature_margin_c below
+    temperature_margin_c = 5
+    hard_temperature_c = 90           # a running job is killed above this, whatever else is set
+    throttling = "auto"               # "refuse" or "ignore" that the machine slows itself down (Raspberry Pi)
+    max_load_per_core = "none"        # load of the last minute without our own
+    min_free_memory_mb = "auto"       # 200
+    max_memory_pressure_percent = "auto"  # 25: share of the last 10 s in which somebody waited for memory
+    metered_network = "auto"          # "refuse" or "allow"; a finished report waits for another network too
+    hours = []                        # any time; or ["22:00-06:00", "sat,sun 00:00-24:00"]: days when it begins
+    time_zone = ""                    # of the hours: the system's if left out, or such as "Europe/Berlin"
+    min_free_disk_mb = "auto"         # 50
 
 ``FLOCKWISE__TRAINING__NUM_THREADS=2`` overrides ``num_threads`` of ``[training]``. Relative paths count from the
 directory of the file. What is not listed here is refused, with the nearest name that exists.
@@ -35,9 +52,18 @@ import msgspec
 from broker_link.broker_url import BrokerUrl, parse_broker_url
 from broker_link.errors import PlaintextRefused
 from broker_link.tls import refuse_plaintext
+from edge_client.eligibility.policy import EligibilitySection
 from wire_protocol.identifiers import checked_identifier
 
-__all__ = ["BrokerSection", "DataSection", "DeviceSection", "EdgeConfig", "TrainingSection", "config_as_dict"]
+__all__ = [
+    "BrokerSection",
+    "DataSection",
+    "DeviceSection",
+    "EdgeConfig",
+    "EligibilitySection",
+    "TrainingSection",
+    "config_as_dict",
+]
 
 _MIN_MEMORY_LIMIT_MB = 256
 
@@ -126,6 +152,7 @@ class EdgeConfig(_Section, frozen=True, kw_only=True):
     broker: BrokerSection
     data: DataSection
     training: TrainingSection = TrainingSection()
+    eligibility: EligibilitySection = EligibilitySection()
 
 
 def config_as_dict(config: EdgeConfig) -> dict[str, Any]:

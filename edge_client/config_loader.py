@@ -11,7 +11,14 @@ from typing import Any, Final
 import msgspec
 
 from broker_link.errors import InvalidBrokerUrl
-from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
+from edge_client.config import (
+    BrokerSection,
+    DataSection,
+    DeviceSection,
+    EdgeConfig,
+    EligibilitySection,
+    TrainingSection,
+)
 from edge_client.errors import ConfigError
 from wire_protocol.errors import InvalidIdentifier
 
@@ -26,6 +33,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "broker": BrokerSection,
     "data": DataSection,
     "training": TrainingSection,
+    "eligibility": EligibilitySection,
 }
 _PATHS: Final = (
     ("device", "state_dir"),

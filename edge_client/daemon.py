@@ -25,6 +25,9 @@ from edge_client.broker_access import broker_url_with_login, client_certificate
 from edge_client.channel import DeviceChannel
 from edge_client.config import EdgeConfig
 from edge_client.counts import RoundOutcome
+from edge_client.eligibility.machine import Machine
+from edge_client.eligibility.monitor import EligibilityMonitor
+from edge_client.eligibility.survey import OwnWork, Survey
 from edge_client.errors import StorageError
 from edge_client.events import (
     Action,
@@ -46,6 +49,7 @@ from edge_client.session import SessionState
 from edge_client.settings import AgentSettings
 from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
+from edge_client.time_floor import TimeFloor
 from edge_client.trainer_options import TrainerOptions
 from edge_client.trainer_process import TrainerProcess
 
@@ -95,6 +99,7 @@ class Daemon:
         make_link: Makes its link.
         service_manager: What the manager that started this process is told through; nobody is told if None.
         settings: The device's patience.
+        machine: What its probes look at, if not this machine.
 
     Raises:
         StorageError: The state directory cannot be used, or another daemon uses it.
@@ -108,6 +113,7 @@ class Daemon:
         make_link: MakeLink = paho_link,
         service_manager: ServiceManager | None = None,
         settings: AgentSettings | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self._events: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
         self._is_stopping = False
@@ -143,6 +149,16 @@ class Daemon:
             idle_stop_s=training.idle_stop_s,
             wake=self._wake,
         )
+        self._time_floor = TimeFloor(self._state_dir.time_floor, writer=self._writer)
+        survey = Survey(
+            machine or Machine.this(),
+            policy=config.eligibility,
+            state_dir=Path(config.device.state_dir),
+            wall_clock=self._time_floor.now,
+            on_news=self._eligibility_news,
+        )
+        self._eligibility = EligibilityMonitor(policy=config.eligibility, survey=survey)
+        self._num_threads = training.num_threads
         self._link = make_link(config, self.agent.channel, self._events.put)
 
     def stop(self) -> None:
@@ -157,6 +173,7 @@ class Daemon:
         if self.agent.state is SessionState.REPORTING:
             _LOG.info("report_resumed round_id=%s", self.agent.round_id)
         hit("device.start")
+        self._watch_eligibility()
         self._link.start()
         self._service_manager.started(time.monotonic())
         try:
@@ -168,13 +185,21 @@ class Daemon:
     def _step(self, ends_at: float) -> None:
         """Waits for the next event, of whatever kind, and handles it."""
         due_at = min(
-            ends_at, self.agent.next_wakeup(), self._trainer.next_wakeup(), self._service_manager.next_wakeup()
+            ends_at,
+            self.agent.next_wakeup(),
+            self._trainer.next_wakeup(),
+            self._service_manager.next_wakeup(),
+            self._eligibility.next_wakeup(is_working=self._is_working),
         )
         wait_s = min(max(due_at - time.monotonic(), 0.0), _LONGEST_SLEEP_S)
         try:
             event = self._events.get(timeout=wait_s)
         except queue.Empty:
             event = None
+        if isinstance(event, LinkUp):
+            self._eligibility.network_changed()
+        # Before the event, which may be a connection and thus a check-in.
+        self._watch_eligibility()
         if event is not None:
             self._handle(event)
         ended = self._trainer.poll()
@@ -182,6 +207,8 @@ class Daemon:
             hit("device.job.finished")
             self._handle(ended)
         if time.monotonic() >= self.agent.next_wakeup():
+            if self.agent.state is SessionState.IDLE and not self._eligibility.is_fresh(time.monotonic()):
+                self._look()
             self._handle(Tick())
         self._service_manager.turned(
             time.monotonic(), is_connected=self._is_connected, status=self._status(), fault=self._fault()
@@ -198,6 +225,26 @@ class Daemon:
         if not self._link.is_supervised:
             return "the link's supervisor is dead"
         return "" if self._trainer.is_answerable else "the trainer's exchange is dead"
+
+    @property
+    def _is_working(self) -> bool:
+        return self.agent.state in {SessionState.ASSIGNED, SessionState.TRAINING}
+
+    def _watch_eligibility(self) -> None:
+        """Looks whether the device may train, if that is due."""
+        if time.monotonic() >= self._eligibility.next_wakeup(is_working=self._is_working):
+            self._look()
+
+    def _look(self) -> None:
+        num_threads = self._num_threads if self._trainer.is_busy else 0
+        own = OwnWork(trainer_pid=self._trainer.pid, num_busy_threads=num_threads)
+        changed = self._eligibility.look(time.monotonic(), own)
+        if changed is not None:
+            self._handle(changed)
+
+    def _eligibility_news(self) -> None:
+        self._eligibility.look_soon()
+        self._wake()
 
     def _handle(self, event: DeviceEvent) -> None:
         _log_event(event)
@@ -268,6 +315,7 @@ class Daemon:
         self._perform(self.agent.shut_down())
         self._trainer.close()
         self._link.stop()
+        self._time_floor.flush()
         self._state_dir.unlock()
         self._service_manager.close()
         _LOG.info("daemon_stopped device_id=%s", self.agent.channel.device_id)

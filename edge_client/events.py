@@ -4,6 +4,7 @@ import dataclasses
 from typing import TypeAlias
 
 from broker_link.link import LinkEvent
+from edge_client.eligibility.verdict import Verdict
 from edge_client.pending_report import PendingReport
 from edge_client.training import TrainingJob, TrainingResult
 from wire_protocol.blobs import BlobRef
@@ -13,6 +14,7 @@ __all__ = [
     "Action",
     "DeviceEvent",
     "DropReport",
+    "EligibilityChanged",
     "HealthChanged",
     "Publish",
     "ReportNotStored",
@@ -70,7 +72,16 @@ class HealthChanged:
     """In a few words for people (the coordinator sees them); empty if it has ended."""
 
 
-DeviceEvent: TypeAlias = LinkEvent | Tick | TrainingFinished | TrainingFailed | ReportNotStored | HealthChanged
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EligibilityChanged:
+    """The device may train now, or may no longer, or for another reason. Until the first of these it may."""
+
+    verdict: Verdict
+
+
+DeviceEvent: TypeAlias = (
+    LinkEvent | Tick | TrainingFinished | TrainingFailed | ReportNotStored | EligibilityChanged | HealthChanged
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -60,8 +60,15 @@ class DeviceContext:
     """Round and nonce of the last assignment that this device has reported for: it is never worked on again."""
     is_up: bool = False
     """Whether the link is up: otherwise nothing is worth saying."""
+    is_network_barred: bool = False
+    """Whether the owner forbids the present network: then nothing large is sent or asked for."""
     piece_bytes: int = DEFAULT_PIECE_BYTES
     """Size of the pieces of an update, within the broker's limit."""
+
+    @property
+    def can_transfer(self) -> bool:
+        """Whether blobs may travel now."""
+        return self.is_up and not self.is_network_barred
 
 
 class RoundWork:
@@ -115,7 +122,7 @@ class RoundWork:
     def next_wakeup(self) -> float:
         """When ``tick`` is due, on the clock of ``now``."""
         transfer = self._blobs or self._upload
-        if transfer is None or not self._context.is_up:
+        if transfer is None or not self._context.can_transfer:
             return self.deadline_at
         return min(self.deadline_at, transfer.next_wakeup())
 
@@ -232,9 +239,9 @@ class RoundWork:
         if self._is_exhausted() and now >= self.next_wakeup():
             return self._end(SessionEvent.GAVE_UP, RoundEnding.UNANSWERED)
         messages: Sequence[DeviceMessage] = ()
-        if self._context.is_up and self._blobs is not None:
+        if self._context.can_transfer and self._blobs is not None:
             messages = self._blobs.requests(now)
-        elif self._context.is_up and self._upload is not None:
+        elif self._context.can_transfer and self._upload is not None:
             messages = self._upload.messages(now)
         return [self._context.channel.publish(message) for message in messages]
 

@@ -44,6 +44,11 @@ class StateDir:
         """Where a report waits for its receipt."""
         return self._path / "outbox"
 
+    @property
+    def time_floor(self) -> Path:
+        """The file of the latest time that was proved."""
+        return self._path / "time_floor"
+
     def lock(self) -> None:
         """Keeps every other daemon out until ``unlock`` or the end of this process.
 

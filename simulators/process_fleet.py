@@ -35,7 +35,9 @@ def write_device_config(root: Path, *, device_id: str, population: str, broker_u
     path.write_text(
         f"[device]\nid = {quoted['id']}\npopulation = {quoted['population']}\nstate_dir = {quoted['state_dir']}\n\n"
         f"[broker]\nurl = {quoted['url']}\n\n[data]\npath = {quoted['path']}\n\n"
-        f"[training]\nnum_threads = {num_threads}\n"
+        f"[training]\nnum_threads = {num_threads}\n\n"
+        # A simulated fleet shares one machine, which is allowed to be hot and busy.
+        "[eligibility]\nenforce = false\n"
     )
     return path
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from broker_link.link import Incoming, LinkDown, LinkUp
 from edge_client.agent import DeviceAgent
-from edge_client.events import SaveBlob, StartJob, StopJob, Tick, TrainingFailed, TrainingFinished
+from edge_client.eligibility.conditions import IneligibleReason
+from edge_client.eligibility.verdict import Eligible, Ineligible
+from edge_client.events import EligibilityChanged, SaveBlob, StartJob, StopJob, Tick, TrainingFailed, TrainingFinished
 from edge_client.linear_trainer import linear_weights
 from edge_client.session import SESSION_TRANSITIONS, SessionState
 from edge_client.training import TrainingResult
@@ -63,6 +65,7 @@ class World:
         self.now = 0.0
         self.job = None
         self.visited = set()
+        self.is_eligible = True
         self.nonces = [b"?" * 16]
         self.agent = DeviceAgent(population="p", device_id="d", blobs={}, uniform=self.rng.uniform, token=self._token)
 
@@ -76,6 +79,7 @@ class World:
             match action:
                 case StartJob():
                     assert self.job is None
+                    assert self.is_eligible
                     self.job = action.job
                 case StopJob():
                     assert self.job is not None
@@ -87,10 +91,13 @@ class World:
         direct = after is before or (before, after) in ARROWS
         assert direct or any((before, via) in ARROWS and (via, after) in ARROWS for via in SessionState)
         assert (after is SessionState.TRAINING) == (self.job is not None)
+        assert self.is_eligible or after not in {SessionState.ASSIGNED, SessionState.TRAINING}
         assert (self.agent.round_id is None) == (after in {SessionState.IDLE, SessionState.CHECKED_IN})
         self.visited.add(after)
 
     def step(self) -> None:
+        if self.rng.random() < (0.01 if self.is_eligible else 0.3):
+            self._eligibility()
         self.rng.choice([self._message, self._message, self._message, self._time, self._link, self._job_end])()
 
     def _time(self) -> None:
@@ -102,6 +109,13 @@ class World:
         if self.rng.random() < 0.3:
             self.handle(LinkDown(reason=""))
         self.handle(LinkUp(max_packet_bytes=self.rng.choice([None, 1, 4000])))
+
+    def _eligibility(self) -> None:
+        is_barred, reason = self.rng.random() < 0.5, self.rng.choice(list(IneligibleReason))
+        ineligible = Ineligible(reason=reason, detail="", is_network_barred=is_barred)
+        verdict = self.rng.choice([Eligible(), Eligible(), ineligible])
+        self.is_eligible = verdict == Eligible()
+        self.handle(EligibilityChanged(verdict=verdict))
 
     def _job_end(self) -> None:
         round_id = self.job.round_id if self.job and self.rng.random() < 0.8 else self.rng.randint(1, 3)

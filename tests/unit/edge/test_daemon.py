@@ -17,6 +17,7 @@ from broker_link.memory_broker import MemoryBroker
 from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
 from edge_client.counts import RoundEnding
 from edge_client.daemon import Daemon, once
+from edge_client.eligibility.machine import Machine, Unknown
 from edge_client.errors import StorageError
 from edge_client.example_store import write_examples
 from edge_client.linear_trainer import LinearTrainer, linear_weights
@@ -26,6 +27,7 @@ from wire_protocol.messages import (
     Assignment,
     CheckIn,
     DeviceHealth,
+    DeviceMode,
     DeviceStatus,
     Piece,
     PieceList,
@@ -223,24 +225,37 @@ def test_a_second_daemon_on_the_same_state_is_refused_until_the_first_has_left(c
     second.serve()
 
 
-def test_stop_in_the_middle_of_a_job_gives_the_assignment_back_and_leaves_no_process(tmp_path):
+@pytest.fixture
+def endless(tmp_path):
+    """A coordinator whose job does not end by itself, and the configuration of its device."""
     write_examples(tmp_path / "data", x=np.tile(X, (500, 1)), y=np.tile(Y, 500))
-    coordinator = ScriptedCoordinator()
-    endless = encode_plan(TrainingPlan(**{name: getattr(PLAN, name) for name in PLAN.__struct_fields__} | {
+    coordinator = ScriptedCoordinator(max_rounds=1)
+    plan = encode_plan(TrainingPlan(**{name: getattr(PLAN, name) for name in PLAN.__struct_fields__} | {
         "num_epochs": 1000, "batch_size": 1}))  # fmt: skip
-    coordinator.blobs[0] = split_blob(endless, piece_bytes=1024)
-    daemon = Daemon(_config(tmp_path), make_link=coordinator.make_link)
+    coordinator.blobs[0] = split_blob(plan, piece_bytes=1024)
+    return coordinator, _config(tmp_path)
+
+
+def _when_training(daemon, act):
+    """Calls ``act`` in another thread as soon as a job runs; returns that thread, and where the child's id will be."""
     pids = []
 
-    def stop_when_training():
+    def watch():
         ends_at = time.monotonic() + PATIENCE_S
         while daemon._trainer.pid is None and time.monotonic() < ends_at:
             time.sleep(0.01)
         pids.append(daemon._trainer.pid)
-        daemon.stop()
+        act()
 
-    watcher = threading.Thread(target=stop_when_training)
+    watcher = threading.Thread(target=watch)
     watcher.start()
+    return watcher, pids
+
+
+def test_stop_in_the_middle_of_a_job_gives_the_assignment_back_and_leaves_no_process(endless):
+    coordinator, config = endless
+    daemon = Daemon(config, make_link=coordinator.make_link)
+    watcher, pids = _when_training(daemon, daemon.stop)
     daemon.serve(timeout_s=2 * PATIENCE_S)
     watcher.join()
     assert [message.reason for message in coordinator.of(Withdrawal)] == [WithdrawalReason.SHUTTING_DOWN]
@@ -248,6 +263,48 @@ def test_stop_in_the_middle_of_a_job_gives_the_assignment_back_and_leaves_no_pro
     assert pids[0] is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+@pytest.fixture
+def sensor(tmp_path):
+    """A machine with one thermal zone, and a function that sets it, in degrees Celsius."""
+    zone = tmp_path / "machine/sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "type").write_text("cpu-thermal\n")
+
+    def show(celsius):
+        (zone / "next").write_text(f"{celsius}000\n")
+        (zone / "next").replace(zone / "temp")
+
+    show(50)
+    return Machine(root=tmp_path / "machine", run=lambda command: Unknown("no such program"), num_cores=4), show
+
+
+def test_a_device_that_grows_too_hot_kills_its_trainer_and_gives_the_assignment_back(endless, sensor):
+    coordinator, config = endless
+    machine, show = sensor
+    daemon = Daemon(config, make_link=coordinator.make_link, machine=machine)
+    watcher, pids = _when_training(daemon, lambda: show(95))
+    daemon.serve(until=lambda agent: agent.last_outcome is not None, timeout_s=2 * PATIENCE_S)
+    watcher.join()
+    assert [message.reason for message in coordinator.of(Withdrawal)] == [WithdrawalReason.NOT_ELIGIBLE]
+    assert pids[0] is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def test_a_hot_device_is_online_but_checks_in_only_when_it_has_cooled(config, sensor):
+    coordinator = ScriptedCoordinator()
+    machine, show = sensor
+    show(85)
+    daemon = Daemon(config, make_link=coordinator.make_link, machine=machine)
+    daemon.serve(timeout_s=0.5)
+    assert coordinator.presence == ["online", "offline"]
+    assert coordinator.of(CheckIn) == []
+    assert [health.mode for health in coordinator.of(DeviceHealth)] == [DeviceMode.INELIGIBLE]
+    show(40)
+    outcome = once(config, timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    assert outcome.ending is RoundEnding.ACCEPTED
 
 
 def test_a_made_up_id_is_kept(tmp_path):
