@@ -10,7 +10,7 @@
     url = "mqtts://broker.example"    # required; mqtt://127.0.0.1:1883 without TLS
     ca_file = "ca.pem"                # the system's CAs if left out
     cert_file = "device.crt"          # for brokers that ask for a client certificate
-    key_file = "device.key"
+    key_file = "device.key"           # the service's credential device.key if left out
     allow_plaintext = false           # true: mqtt:// to another machine, readable by whoever is in between
     username = "kitchen-pi"
     password_file = "password"        # the service's credential broker-password if left out

@@ -22,12 +22,18 @@ from edge_client.config import (
 from edge_client.errors import ConfigError
 from wire_protocol.errors import InvalidIdentifier
 
-__all__ = ["ENV_PREFIX", "PASSWORD_CREDENTIAL", "default_config_path", "load_config"]
+__all__ = ["ENV_PREFIX", "KEY_CREDENTIAL", "PASSWORD_CREDENTIAL", "default_config_path", "load_config"]
 
 ENV_PREFIX: Final = "FLOCKWISE__"
 PASSWORD_CREDENTIAL: Final = "broker-password"  # noqa: S105 - the name of a file
 """Name of the broker's password among the service's credentials."""
+KEY_CREDENTIAL: Final = "device.key"
+"""Name of the device's private key among them."""
 _CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
+_PAIRS: Final = (
+    ("username", "password_file", PASSWORD_CREDENTIAL),
+    ("cert_file", "key_file", KEY_CREDENTIAL),
+)
 _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "device": DeviceSection,
     "broker": BrokerSection,
@@ -74,7 +80,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> EdgeConfig:
     _override(values, environ)
     base = path.parent if path is not None else Path()
     values.setdefault("device", {}).setdefault("state_dir", str(_default_state_dir(environ)))
-    _default_password_file(values, base, environ)
+    _default_credentials(values, base, environ)
     for section, key in _PATHS:
         if values.get(section, {}).get(key):
             text = values[section][key]
@@ -160,17 +166,20 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
 
 
-def _default_password_file(values: _Values, base: Path, environ: Mapping[str, str]) -> None:
-    """A user without a password file has the one that the service installs: as systemd shows it, or as root sees it."""
+def _default_credentials(values: _Values, base: Path, environ: Mapping[str, str]) -> None:
+    """A user without a password file, and a certificate without a key file, have those that the service installs."""
     broker = values.get("broker", {})
-    if not broker.get("username") or broker.get("password_file"):
-        return
     given = environ.get(_CREDENTIALS)
-    for place in ([Path(given)] if given else []) + [base / "credentials"]:
-        with contextlib.suppress(OSError):
-            if (place / PASSWORD_CREDENTIAL).is_file():
-                broker["password_file"] = str((place / PASSWORD_CREDENTIAL).absolute())
-                return
+    places = [*([Path(given)] if given else []), base / "credentials"]
+    for has, lacks, name in _PAIRS:
+        if not broker.get(has) or broker.get(lacks):
+            continue
+        for path in (place / name for place in places):
+            with contextlib.suppress(OSError):
+                # One byte, a newline, is what the unit gives where there is no file.
+                if path.is_file() and path.stat().st_size > 1:
+                    broker[lacks] = str(path.absolute())
+                    break
 
 
 def _default_state_dir(environ: Mapping[str, str]) -> Path:

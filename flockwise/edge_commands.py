@@ -12,6 +12,7 @@ import click
 
 from broker_link.errors import LinkError
 from edge_client.errors import ConfigError, EdgeClientError
+from flockwise.edge_install_commands import install, uninstall
 from flockwise.reporting import one_line_errors, print_json
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def edge() -> None:
 
     Example: flockwise edge doctor --config client.toml
     """
+
+
+edge.add_command(install)
+edge.add_command(uninstall)
 
 
 @edge.command()

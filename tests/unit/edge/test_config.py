@@ -181,3 +181,15 @@ def test_a_user_without_a_password_file_has_the_services_credential(tmp_path):
         (tmp_path / "edge.toml").read_text().replace('"me"', '"me"\npassword_file = "x"')
     )
     assert load_config(tmp_path / "edge.toml", environ).broker.password_file == str(tmp_path / "x")
+
+
+def test_a_certificate_without_a_key_file_has_the_services_key_and_an_empty_credential_is_none(tmp_path):
+    (tmp_path / "edge.toml").write_text(
+        '[device]\npopulation = "p"\n[broker]\nurl = "mqtts://b"\ncert_file = "c.pem"\n[data]\npath = "d"\n'
+    )
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "device.key").write_text("\n")
+    with pytest.raises(ConfigError, match="belong together"):
+        load_config(tmp_path / "edge.toml", {})
+    (tmp_path / "credentials" / "device.key").write_text("-----BEGIN")
+    assert load_config(tmp_path / "edge.toml", {}).broker.key_file == str(tmp_path / "credentials" / "device.key")
