@@ -42,6 +42,7 @@ from wire_protocol.messages import (
     Refusal,
     RoundClosed,
     TaskAnnouncement,
+    Withdrawal,
     WithdrawalReason,
 )
 
@@ -103,9 +104,7 @@ class DeviceAgent:
         self.last_outcome: RoundOutcome | None = None
         """How the last assignment ended."""
         if pending is not None:
-            self._context.session.move(SessionEvent.OUTBOX_RESUMED)
-            self.counts[DeviceCount.REPORTS_RESUMED] += 1
-            self._work = RoundWork.resumed(self._context, pending)
+            self.resume(pending)
 
     @property
     def channel(self) -> DeviceChannel:
@@ -127,6 +126,21 @@ class DeviceAgent:
         """The round this device is assigned to, if any."""
         return self._work.round_id if self._work is not None else None
 
+    @property
+    def task_id(self) -> str:
+        """The task announced last; empty if there is none."""
+        return self._check_ins.task.task_id if self._check_ins.task is not None else ""
+
+    def resume(self, pending: PendingReport) -> None:
+        """Takes a report from the outbox, to be sent before anything else is done. Only for a device that is idle.
+
+        Raises:
+            IllegalTransition: It is not idle.
+        """
+        self._context.session.move(SessionEvent.OUTBOX_RESUMED)
+        self.counts[DeviceCount.REPORTS_RESUMED] += 1
+        self._work = RoundWork.resumed(self._context, pending)
+
     def next_wakeup(self) -> float:
         """When a ``Tick`` is due, on the clock of ``now``: a time past is at once, infinity is never."""
         health_at = self.health.next_wakeup() if self._context.is_up else math.inf
@@ -135,7 +149,7 @@ class DeviceAgent:
     def _round_wakeup(self) -> float:
         if self._work is not None:
             return self._work.next_wakeup()
-        return self._check_ins.due_at if self._context.is_up and self._is_eligible else math.inf
+        return self._check_ins.due_at if self._context.is_up and self._may_take_part else math.inf
 
     def handle(self, event: DeviceEvent, now: float) -> list[Action]:
         """Takes one event.
@@ -180,10 +194,21 @@ class DeviceAgent:
             case LinkUp():
                 return self._link_up(event, now)
             case HealthChanged():
-                self.health.change(event.mode, event.reason)
+                return self._health_changed(event)
             case LinkDown():
                 self._context.is_up = False
         return []
+
+    @property
+    def _may_take_part(self) -> bool:
+        return self.health.mode is DeviceMode.OK
+
+    def _health_changed(self, event: HealthChanged) -> list[Action]:
+        """A device that is not ok gives back what it has not finished; a finished report it still sends."""
+        self.health.change(event.mode, event.reason)
+        if self._may_take_part or self._work is None or self.state is SessionState.REPORTING:
+            return []
+        return self._work.withdraw(WithdrawalReason.NOT_ELIGIBLE)
 
     def _health(self, now: float) -> DeviceHealth:
         accepted = self.counts[RoundEnding.ACCEPTED]
@@ -314,6 +339,13 @@ class DeviceAgent:
             return self._ignore(DeviceCount.STALE_ASSIGNMENT)
         self._context.session.move(SessionEvent.ASSIGNMENT)
         self.counts[DeviceCount.ASSIGNMENTS] += 1
+        if self.health.mode is DeviceMode.SAFE_MODE:
+            # It was fit when it checked in. Nothing is read or fetched for a round that it gives back.
+            self._context.session.move(SessionEvent.WITHDRAWAL)
+            self.counts[RoundEnding.WITHDRAWN] += 1
+            self._check_ins.round_over(now)
+            reason = WithdrawalReason.NOT_ELIGIBLE
+            return [self.channel.publish(Withdrawal(round_id=message.round_id, nonce=message.nonce, reason=reason))]
         self._work = RoundWork.assigned(self._context, message, now)
         if not self._is_eligible:
             return self._work.withdraw(WithdrawalReason.NOT_ELIGIBLE)

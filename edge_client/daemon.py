@@ -24,7 +24,9 @@ from edge_client.blob_store import FileBlobStore
 from edge_client.broker_access import broker_url_with_login, client_certificate
 from edge_client.channel import DeviceChannel
 from edge_client.config import EdgeConfig
-from edge_client.counts import RoundOutcome
+from edge_client.counts import RoundEnding, RoundOutcome
+from edge_client.crash_guard import CrashGuard
+from edge_client.crash_record import CrashLimits
 from edge_client.eligibility.machine import Machine
 from edge_client.eligibility.monitor import EligibilityMonitor
 from edge_client.eligibility.survey import OwnWork, Survey
@@ -57,6 +59,7 @@ __all__ = ["Daemon", "MakeLink", "client_version", "once", "paho_link", "run"]
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_SLEEP_S: Final = 3600.0
+_HOUR_S: Final = 3600.0
 _MEGABYTE: Final = 1024 * 1024
 _WATCHED_KINDS: Final = {"check-in": "check_in", "report": "report", "piece": "piece"}
 
@@ -118,12 +121,15 @@ class Daemon:
         self._events: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
         self._is_stopping = False
         self._is_connected = False
+        self._is_safe_mode = False
         self._service_manager = service_manager or ServiceManager({})
         self._state_dir = StateDir(Path(config.device.state_dir))
         self._state_dir.lock()
         self._blobs = FileBlobStore(self._state_dir.blobs, max_bytes=config.device.blob_cache_mb * _MEGABYTE)
         self._writer = StateWriter()
         self._outbox = Outbox(self._state_dir.outbox, writer=self._writer)
+        limits = CrashLimits(safe_mode_s=config.device.safe_mode_h * _HOUR_S)
+        self._guard = CrashGuard(self._state_dir.crash_record, writer=self._writer, limits=limits)
         population, device_id = config.device.population, self._state_dir.device_id(config.device.id)
         self.agent = DeviceAgent(
             population=population,
@@ -132,7 +138,6 @@ class Daemon:
             uniform=random.SystemRandom().uniform,
             token=lambda: os.urandom(16),
             client_version=client_version(),
-            pending=self._outbox.load(population=population, device_id=device_id),
             answered=self._outbox.answered(),
             bytes_written=lambda: self._writer.num_bytes_in_the_last_hour,
             settings=settings,
@@ -170,27 +175,24 @@ class Daemon:
         """Takes part until stopped, until ``until`` says so, or until ``timeout_s`` has passed. Call it once."""
         ends_at = time.monotonic() + timeout_s
         _LOG.info("daemon_started device_id=%s pid=%d", self.agent.channel.device_id, os.getpid())
-        if self.agent.state is SessionState.REPORTING:
-            _LOG.info("report_resumed round_id=%s", self.agent.round_id)
         hit("device.start")
+        self._is_safe_mode = not self._guard.is_safe_mode
+        self._follow_guard()
         self._watch_eligibility()
         self._link.start()
         self._service_manager.started(time.monotonic())
         try:
             while not self._is_stopping and time.monotonic() < ends_at and not until(self.agent):
                 self._step(ends_at)
+            self._guard.stopped_cleanly()
         finally:
             self._leave()
 
     def _step(self, ends_at: float) -> None:
         """Waits for the next event, of whatever kind, and handles it."""
-        due_at = min(
-            ends_at,
-            self.agent.next_wakeup(),
-            self._trainer.next_wakeup(),
-            self._service_manager.next_wakeup(),
-            self._eligibility.next_wakeup(is_working=self._is_working),
-        )
+        outside_at = min(self._trainer.next_wakeup(), self._guard.next_wakeup(), self._service_manager.next_wakeup())
+        eligibility_at = self._eligibility.next_wakeup(is_working=self._is_working)
+        due_at = min(ends_at, self.agent.next_wakeup(), outside_at, eligibility_at)
         wait_s = min(max(due_at - time.monotonic(), 0.0), _LONGEST_SLEEP_S)
         try:
             event = self._events.get(timeout=wait_s)
@@ -205,7 +207,10 @@ class Daemon:
         ended = self._trainer.poll()
         if ended is not None:
             hit("device.job.finished")
+            self._guard.job_over(ended)
             self._handle(ended)
+        self._guard.tick()
+        self._follow_guard()
         if time.monotonic() >= self.agent.next_wakeup():
             if self.agent.state is SessionState.IDLE and not self._eligibility.is_fresh(time.monotonic()):
                 self._look()
@@ -246,6 +251,24 @@ class Daemon:
         self._eligibility.look_soon()
         self._wake()
 
+    def _follow_guard(self) -> None:
+        """Tells the agent when safe mode begins or ends. What waited in the outbox meanwhile is sent then."""
+        if self.agent.task_id:
+            self._guard.task_announced(self.agent.task_id)
+        if self._guard.is_safe_mode is self._is_safe_mode:
+            return
+        self._is_safe_mode = self._guard.is_safe_mode
+        self._handle(self._guard.health())
+        if not self._is_safe_mode and self.agent.state is SessionState.IDLE:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Takes up the report that an earlier process, or this one before safe mode, could not finish."""
+        pending = self._outbox.load(population=self.agent.channel.population, device_id=self.agent.channel.device_id)
+        if pending is not None:
+            self.agent.resume(pending)
+            _LOG.info("report_resumed round_id=%d", pending.report.round_id)
+
     def _handle(self, event: DeviceEvent) -> None:
         _log_event(event)
         if isinstance(event, LinkUp):
@@ -260,6 +283,8 @@ class Daemon:
             )
             hit("device.session.moved")
         if self.agent.last_outcome is not outcome and self.agent.last_outcome is not None:
+            if self.agent.last_outcome.ending is RoundEnding.ACCEPTED:
+                self._guard.round_accepted()
             hit("device.round.over")
             _log_outcome(self.agent.last_outcome)
         self._perform(actions)

@@ -50,6 +50,8 @@ class TrainingFailed:
     reason: WithdrawalReason
     detail: str = ""
     """For the device's log; never sent."""
+    trainer_died: bool = False
+    """Whether it took the trainer with it: a crash, a kill, a time-out. Otherwise it ended in an orderly way."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,6 +49,11 @@ class StateDir:
         """The file of the latest time that was proved."""
         return self._path / "time_floor"
 
+    @property
+    def crash_record(self) -> Path:
+        """What is known about failures of this device."""
+        return self._path / "crashes"
+
     def lock(self) -> None:
         """Keeps every other daemon out until ``unlock`` or the end of this process.
 

@@ -33,6 +33,7 @@ from wire_protocol.messages import WithdrawalReason
 __all__ = ["TrainerProcess"]
 
 _GOODBYE_S: Final = 2.0
+_NOT_STARTED: Final = "the trainer cannot be started"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +111,7 @@ class TrainerProcess:
         try:
             child = self._child = self._child or self._spawn()
         except OSError as error:
-            self._answers.put(_Answer(job=job, frame=None, problem=f"the trainer cannot be started: {error}"))
+            self._answers.put(_Answer(job=job, frame=None, problem=f"{_NOT_STARTED}: {error}"))
             self._wake()
             return
         self._thread = threading.Thread(target=self._exchange, args=(child, job), name="trainer", daemon=True)
@@ -137,7 +138,7 @@ class TrainerProcess:
             self.close()
             return None
         self._kill()
-        return _failed(job, f"the job took longer than {self._time_limit_s:g} s and was killed")
+        return _died(job, f"the job took longer than {self._time_limit_s:g} s and was killed")
 
     def close(self) -> None:
         """Ends the child: at once if it is busy, otherwise the end of its input tells it to leave."""
@@ -182,7 +183,9 @@ class TrainerProcess:
                 return TrainingFinished(round_id=answer.job.round_id, result=result)
             case _:
                 code = self._kill()
-                return _failed(answer.job, f"the trainer died (exit code {code}) {answer.problem}".strip())
+                if answer.problem.startswith(_NOT_STARTED):
+                    return _failed(answer.job, answer.problem)
+                return _died(answer.job, f"the trainer died (exit code {code}) {answer.problem}".strip())
 
     def _kill(self) -> int | None:
         """Ends the child at once, if there is one, and returns its exit code."""
@@ -204,3 +207,7 @@ def _ask(to_child: IO[bytes] | None, from_child: IO[bytes] | None, job: Training
 
 def _failed(job: TrainingJob, detail: str) -> TrainingFailed:
     return TrainingFailed(round_id=job.round_id, reason=WithdrawalReason.TRAINING_FAILED, detail=detail)
+
+
+def _died(job: TrainingJob, detail: str) -> TrainingFailed:
+    return dataclasses.replace(_failed(job, detail), trainer_died=True)
