@@ -18,12 +18,13 @@ from edge_client.crash_record import (
     decode_record,
     encode_record,
 )
-from edge_client.errors import CorruptState
+from edge_client.errors import CorruptState, StorageError
 from edge_client.events import HealthChanged, TrainingFailed, TrainingFinished
+from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
 from wire_protocol.messages import DeviceMode
 
-__all__ = ["CrashGuard", "read_record"]
+__all__ = ["CrashGuard", "forget_crashes", "read_record"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +39,28 @@ def read_record(path: Path, writer: StateWriter) -> CrashRecord:
     except CorruptState as error:
         writer.quarantine(path, error)
         return CrashRecord()
+
+
+def forget_crashes(state_dir: Path, *, only_look: bool) -> CrashRecord:
+    """Deletes the record of a device whose daemon is not running.
+
+    Returns:
+        What was forgotten, or, if ``only_look``, would be.
+
+    Raises:
+        StorageError: A daemon is running, or the directory or the record cannot be changed.
+    """
+    directory = StateDir(state_dir)
+    directory.lock()
+    try:
+        record = read_record(directory.crash_record, StateWriter())
+        if not only_look:
+            directory.crash_record.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{directory.crash_record} cannot be deleted: {error}") from error
+    finally:
+        directory.unlock()
+    return record
 
 
 class CrashGuard:

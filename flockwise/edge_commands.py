@@ -126,6 +126,37 @@ def doctor(config_path: Path | None, *, as_json: bool) -> None:
     sys.exit(0 if is_healthy(findings) else 1)
 
 
+@edge.command()
+@_config_option
+@_json_option
+@_dry_run_option
+@_errors_in_one_line
+def reset(config_path: Path | None, *, as_json: bool, dry_run: bool) -> None:
+    """Forget earlier crashes, so that the device leaves safe mode at its next start. Everything else is kept.
+
+    Stop the daemon first: it keeps the record in memory.
+
+    Exit codes: 0 forgotten (or there was nothing), 1 a daemon is running or the state directory is not usable, 2 wrong
+    usage.
+
+    Example: flockwise edge reset --config client.toml
+    """
+    from edge_client.crash_guard import forget_crashes
+
+    record = forget_crashes(Path(_load(config_path).device.state_dir), only_look=dry_run)
+    values = {
+        "was_safe_mode": record.is_safe_mode,
+        "reason": record.reason,
+        "num_bad_starts": record.num_bad_starts,
+        "num_trainer_deaths": record.num_trainer_deaths,
+    }
+    if as_json:
+        print_json(values | {"dry_run": dry_run})
+        return
+    verb = "would forget" if dry_run else "forgot"
+    click.echo(f"{verb} " + " ".join(f"{key}={json.dumps(value)}" for key, value in values.items()))
+
+
 @edge.command("show-config")
 @_config_option
 @_json_option

@@ -16,11 +16,15 @@ from broker_link.link import Incoming
 from broker_link.memory_broker import MemoryBroker
 from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
 from edge_client.counts import RoundEnding
+from edge_client.crash_guard import read_record
+from edge_client.crash_record import CrashRecord, encode_record
 from edge_client.daemon import Daemon, once
 from edge_client.eligibility.machine import Machine, Unknown
 from edge_client.errors import StorageError
 from edge_client.example_store import write_examples
 from edge_client.linear_trainer import LinearTrainer, linear_weights
+from edge_client.session import SessionState
+from edge_client.state_writer import StateWriter
 from edge_client.training import ArrayExamples, TrainingJob
 from wire_protocol.blobs import BlobAssembler, split_blob
 from wire_protocol.messages import (
@@ -333,6 +337,51 @@ def test_the_log_names_events_and_holds_no_numbers_of_the_model(config, caplog):
     for event in ("daemon_started", "connected", "session_moved", "job_finished", "round_over", "daemon_stopped"):
         assert event in events
     assert "array" not in caplog.text
+
+
+def _write_record(tmp_path, **fields):
+    (tmp_path / "state").mkdir(exist_ok=True)
+    (tmp_path / "state" / "crashes").write_bytes(encode_record(CrashRecord(**fields)))
+
+
+def test_after_five_bad_starts_the_daemon_is_online_says_why_and_takes_no_part(config, tmp_path):
+    _write_record(tmp_path, num_bad_starts=5)
+    coordinator = ScriptedCoordinator()
+    assert once(config, timeout_s=0.3, make_link=coordinator.make_link) is None
+    assert coordinator.presence == ["online", "offline"]
+    [health] = coordinator.received
+    assert (health.mode, health.reason) == (DeviceMode.SAFE_MODE, "5 starts in a row ended badly")
+
+
+def test_a_daemon_that_leaves_safe_mode_sends_what_waited_in_its_outbox(config, tmp_path):
+    silent = ScriptedCoordinator(status=ReceiptStatus.BUSY)
+    daemon = Daemon(config, make_link=silent.make_link)
+    daemon.serve(until=lambda agent: agent.state is SessionState.REPORTING, timeout_s=PATIENCE_S)
+    stored = (tmp_path / "state" / "outbox" / "report").read_bytes()
+    _write_record(tmp_path, task_id="t", safe_left_s=0.3, reason="bad starts")
+    answering = ScriptedCoordinator(max_rounds=0)
+    answering.round_id = 1
+    daemon = Daemon(config, make_link=answering.make_link)
+    daemon.serve(timeout_s=0.1)
+    assert [type(message) for message in answering.received] == [DeviceHealth]
+    assert (tmp_path / "state" / "outbox" / "report").read_bytes() == stored
+    outcome = once(config, timeout_s=PATIENCE_S, make_link=answering.make_link)
+    assert outcome.ending is RoundEnding.ACCEPTED
+    assert answering.of(Report) == silent.of(Report)
+    assert not (tmp_path / "state" / "outbox" / "report").exists()
+
+
+def test_the_death_of_the_trainer_is_remembered_and_an_orderly_refusal_is_not(tmp_path, monkeypatch):
+    write_examples(tmp_path / "data", x=X, y=Y)
+    monkeypatch.setenv("FLOCKWISE_FAILPOINTS", "device.trainer.before_train=1")
+    outcome = once(_config(tmp_path), timeout_s=PATIENCE_S, make_link=ScriptedCoordinator().make_link)
+    assert outcome.reason is WithdrawalReason.TRAINING_FAILED
+    record = read_record(tmp_path / "state" / "crashes", StateWriter())
+    assert (record.num_trainer_deaths, record.num_bad_starts) == (1, 0)
+    monkeypatch.delenv("FLOCKWISE_FAILPOINTS")
+    write_examples(tmp_path / "data", x=X[:9], y=Y[:9])
+    once(_config(tmp_path), timeout_s=PATIENCE_S, make_link=ScriptedCoordinator().make_link)
+    assert read_record(tmp_path / "state" / "crashes", StateWriter()).num_trainer_deaths == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

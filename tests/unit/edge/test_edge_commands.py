@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
+from edge_client.crash_record import CrashRecord, encode_record
 from edge_client.device_checks import DEVICE_CHECKS
 from edge_client.doctor import CheckStatus, Finding, is_healthy, run_checks
 from edge_client.example_store import open_examples, write_examples
@@ -212,3 +213,29 @@ def test_options_that_make_no_sense_are_wrong_usage(home, words):
     (home / "r.csv").write_text("a,label\n1,0\n")
     assert _run("import-data", "r.csv", "--out", "new", *words).exit_code == 2
     assert _run("import-data", "x.npy", "--out", "new").exit_code == 2
+
+
+def test_reset_forgets_crashes_and_keeps_everything_else(home):
+    state = home / "state"
+    (state / "outbox").mkdir(parents=True)
+    (state / "outbox" / "report").write_bytes(b"kept")
+    (state / "crashes").write_bytes(encode_record(CrashRecord(safe_left_s=60.0, reason="bad starts", task_id="t1")))
+    words = ("reset", "--config", "client.toml", "--json")
+    looked = json.loads(_run(*words, "--dry-run").output)
+    assert (looked["was_safe_mode"], looked["reason"], looked["dry_run"]) == (True, "bad starts", True)
+    assert (state / "crashes").exists()
+    assert json.loads(_run(*words).output)["was_safe_mode"] is True
+    assert not (state / "crashes").exists()
+    assert (state / "outbox" / "report").read_bytes() == b"kept"
+    again = _run(*words[:-1])
+    assert again.exit_code == 0
+    assert "was_safe_mode=false" in again.output
+
+
+def test_reset_refuses_while_a_daemon_runs(home):
+    running = StateDir(home / "state")
+    running.lock()
+    refused = _run("reset", "--config", "client.toml")
+    running.unlock()
+    assert refused.exit_code == 1
+    assert "another daemon" in refused.output
