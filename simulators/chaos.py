@@ -154,7 +154,7 @@ class _Bench:
             )
             # A device that is killed every few seconds would do right to go into safe mode; here it must go on.
             text = config.read_text().replace("[device]\n", "[device]\nsafe_mode_h = 0\n")
-            config.write_text(text + 'trainer = "linear"\n')
+            config.write_text(text.replace("[training]\n", '[training]\ntrainer = "linear"\n'))
             x, y = scenario.examples(index)
             write_examples(config.parent / "data", x=x, y=y)
             self._configs.append(config)

@@ -58,7 +58,8 @@ class _Device:
         self._config = write_device_config(
             root, device_id=self.device_id, population=POPULATION, broker_url=url, num_threads=1
         )
-        self._config.write_text(self._config.read_text() + 'trainer = "linear"\n')
+        text = self._config.read_text()
+        self._config.write_text(text.replace("[training]\n", '[training]\ntrainer = "linear"\n'))
         self.write_examples(seed=index)
 
     def write_examples(self, seed):
