@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from model_export.errors import UnsupportedOp
 from model_export.train_step import TrainStep
 
-__all__ = ["convert", "count_ops", "refuse_non_builtin_ops", "strip_initial_values"]
+__all__ = ["convert", "count_ops", "quiet_tensorflow", "refuse_non_builtin_ops", "strip_initial_values"]
 
 _FILE_IDENTIFIER = b"TFL3"
 _OP_NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
@@ -30,7 +30,7 @@ def convert(step: TrainStep) -> bytes:
     Raises:
         UnsupportedOp: An op has no TFLite builtin.
     """
-    with tempfile.TemporaryDirectory() as directory, _quiet_tensorflow():
+    with tempfile.TemporaryDirectory() as directory, quiet_tensorflow():
         path = str(pathlib.Path(directory) / "saved_model")
         tf.saved_model.save(step, path, signatures=step.signatures())
         converter = tf.lite.TFLiteConverter.from_saved_model(path)
@@ -106,7 +106,7 @@ def _op_name(parsed: Any, op: Any) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_tensorflow() -> Iterator[None]:
+def quiet_tensorflow() -> Iterator[None]:
     """Holds back TensorFlow's notes on saving untraced functions; errors still pass."""
     logger = tf.get_logger()
     level = logger.level

@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from model_export.errors import UnsupportedModel
+from model_export.layer_operations import DepthwiseConv2D, GlobalMaxPool, UpSample
 from model_export.layer_rules import LayerReading, operations_of_layer
 from model_export.operations import (
     Activation,
@@ -14,7 +15,9 @@ from model_export.operations import (
     ModelGraph,
     Node,
     Operation,
+    Reshape,
 )
+from model_export.rule_parts import refuse
 
 __all__ = ["read_graph"]
 
@@ -79,16 +82,26 @@ class _Reader:
             layer=layer,
             weight_position=lambda weight: self._positions[weight.ref()],
             num_dropouts=self._num_dropouts,
+            input_shapes=tuple(self._nodes[source].shape for source in sources),
         )
+        _refuse_call_arguments(layer)
         for operation in operations_of_layer(reading):
             self._num_dropouts += isinstance(operation, Dropout)
             sources = (self._append(operation, sources, self._shape_after(operation, sources, output)),)
         return sources[0]
 
     def _shape_after(self, operation: Operation, sources: tuple[int, ...], output: Any) -> Any:
-        """Shape of an operation's result: its layer's, but for a pool that a Reshape follows."""
-        if isinstance(operation, GlobalAveragePool):
-            return self._nodes[sources[0]].shape[-1:]
+        """Shape of an operation's result: its layer's, but for some that another operation follows."""
+        before = self._nodes[sources[0]].shape
+        match operation:
+            case GlobalAveragePool() | GlobalMaxPool():
+                return before[-1:]
+            case Reshape(shape=shape) if shape is not None:
+                return shape
+            case DepthwiseConv2D(kernel=kernel):
+                return (*output.shape[1:-1], before[-1] * self._model.trainable_weights[kernel].shape[-1])
+            case UpSample(size=size) if len(before) == 3:  # noqa: PLR2004 - a RepeatVector's image
+                return (before[0] * size[0], before[1] * size[1], before[2])
         return output.shape[1:]
 
     def _append(self, operation: Operation, sources: tuple[int, ...], shape: Any) -> int:
@@ -102,6 +115,14 @@ class _Reader:
 def _key(tensor: Any) -> tuple[int, int]:
     layer, call_index, _ = tensor._keras_history  # noqa: SLF001 - Keras 2's only link from tensor to layer
     return id(layer), call_index
+
+
+def _refuse_call_arguments(layer: Any) -> None:
+    """A mask or ``training=True`` given in the call would be lost."""
+    for node in layer.inbound_nodes:
+        given = sorted(name for name, value in node.call_kwargs.items() if value is not None)
+        if given:
+            refuse(layer, f"is called with {', '.join(given)}", "Call it on its input alone.")
 
 
 def _check_whole_model(model: Any) -> None:

@@ -4,57 +4,24 @@ A layer is looked up by its exact class, so that a subclass with other behaviour
 its base. Anything a rule does not check is an option that changes nothing (names, initialisers).
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn, TypeAlias
+import functools
+from collections.abc import Mapping
+from typing import Any, Final
 
 import tensorflow as tf
 
-from model_export.errors import UnsupportedLayer
-from model_export.lowering.activations import ACTIVATIONS
-from model_export.operations import (
-    Activation,
-    Add,
-    AveragePool,
-    Bias,
-    Conv2D,
-    Dense,
-    Dropout,
-    GlobalAveragePool,
-    MaxPool,
-    Operation,
-    Reshape,
-)
+from model_export.image_rules import IMAGE_RULES
+from model_export.layer_operations import Affine, Concatenate, GroupNorm, LayerNorm, Merge, MergeKind, Permute, UpSample
+from model_export.operations import Activation, Add, Dense, Dropout, Operation, Reshape
+from model_export.remedies import remedy_for
+from model_export.rule_parts import LayerReading, Rule, activation_of, bias_of, refuse, require_channels_last
 
-__all__ = ["LayerReading", "operations_of_layer"]
+__all__ = ["SUPPORTED_LAYERS", "LayerReading", "operations_of_layer"]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class LayerReading:
-    """What a rule may read: the layer, and where its weights stand in Keras order."""
-
-    layer: Any
-    weight_position: Callable[[Any], int]
-    num_dropouts: int
-    """Dropout layers met before this one."""
-
-
-_Rule: TypeAlias = Callable[[LayerReading], list[Operation]]
-
-_INSTEAD: Final[Mapping[str, str]] = {
-    "BatchNormalization": "Remove it: its moving averages are not trained and would see a batch's padding.",
-    "Functional": "Apply the inner model's layers one by one instead of nesting the model.",
-    "LeakyReLU": "Use ReLU.",
-    "PReLU": "Use ReLU.",
-    "Sequential": "Add the inner model's layers one by one instead of nesting the model.",
-    "SpatialDropout2D": "Use Dropout.",
-}
+_PARTS: Final = ("kernel", "bias", "depthwise", "pointwise", "gamma", "beta")
 _REGULARIZED: Final = (
-    "kernel_regularizer",
-    "bias_regularizer",
+    *(f"{part}_{kind}" for part in _PARTS for kind in ("regularizer", "constraint")),
     "activity_regularizer",
-    "kernel_constraint",
-    "bias_constraint",
 )
 
 
@@ -68,119 +35,139 @@ def operations_of_layer(reading: LayerReading) -> list[Operation]:
     rule = _RULES.get(type(layer))
     if rule is None:
         supported = ", ".join(sorted(kind.__name__ for kind in _RULES))
-        _refuse(layer, "has no lowering", _INSTEAD.get(type(layer).__name__, f"Supported layers: {supported}."))
+        refuse(layer, "has no lowering", remedy_for(type(layer).__name__) or f"Supported layers: {supported}.")
     if layer.compute_dtype != "float32":
-        _refuse(layer, f"computes in {layer.compute_dtype}", "Build the model in float32.")
+        refuse(layer, f"computes in {layer.compute_dtype}", "Build the model in float32.")
     for option in _REGULARIZED:
         if getattr(layer, option, None) is not None:
-            _refuse(layer, f"has a {option}", f"Build the layer without {option}: it is not part of the training step.")
+            refuse(layer, f"has a {option}", f"Build the layer without {option}: it is not part of the training step.")
     return rule(reading)
 
 
 def _dense(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
     product = Dense(kernel=reading.weight_position(layer.kernel))
-    return [product, *_bias(reading), *_activation(layer)]
-
-
-def _conv2d(reading: LayerReading) -> list[Operation]:
-    layer = reading.layer
-    _require_channels_last(layer)
-    if layer.groups != 1:
-        _refuse(layer, f"groups={layer.groups}", "Use groups=1.")
-    convolution = Conv2D(
-        kernel=reading.weight_position(layer.kernel),
-        strides=tuple(layer.strides),
-        dilation=tuple(layer.dilation_rate),
-        padding=layer.padding,
-    )
-    return [convolution, *_bias(reading), *_activation(layer)]
-
-
-def _max_pool(reading: LayerReading) -> list[Operation]:
-    layer = reading.layer
-    _require_channels_last(layer)
-    return [MaxPool(window=tuple(layer.pool_size), strides=tuple(layer.strides), padding=layer.padding)]
-
-
-def _average_pool(reading: LayerReading) -> list[Operation]:
-    layer = reading.layer
-    _require_channels_last(layer)
-    return [AveragePool(window=tuple(layer.pool_size), strides=tuple(layer.strides), padding=layer.padding)]
-
-
-def _global_average_pool(reading: LayerReading) -> list[Operation]:
-    _require_channels_last(reading.layer)
-    if not reading.layer.keepdims:
-        return [GlobalAveragePool()]
-    return [GlobalAveragePool(), Reshape()]
+    return [product, *bias_of(reading), *activation_of(layer)]
 
 
 def _flatten(reading: LayerReading) -> list[Operation]:
-    _require_channels_last(reading.layer)
+    require_channels_last(reading.layer)
     return [Reshape()]
 
 
 def _relu(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
-    if layer.max_value is not None or layer.negative_slope or layer.threshold:
-        _refuse(layer, "max_value, negative_slope or threshold is set", "Use a plain ReLU().")
+    if layer.threshold or (layer.max_value is not None and layer.negative_slope):
+        refuse(layer, "threshold, or max_value together with negative_slope, is set", "Use one of the latter two.")
+    if layer.max_value is not None:
+        return [Activation(name="capped_relu", parameter=float(layer.max_value))]
+    if layer.negative_slope:
+        return [Activation(name="leaky_relu", parameter=float(layer.negative_slope))]
     return [Activation(name="relu")]
 
 
 def _softmax(reading: LayerReading) -> list[Operation]:
     if reading.layer.axis != -1:
-        _refuse(reading.layer, f"axis={reading.layer.axis}", "Use axis=-1.")
+        refuse(reading.layer, f"axis={reading.layer.axis}", "Use axis=-1.")
     return [Activation(name="softmax")]
 
 
 def _dropout(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
     if layer.noise_shape is not None or layer.seed is not None:
-        _refuse(layer, "noise_shape or seed is set", "Leave both out: masks are drawn from dropout tickets.")
+        refuse(layer, "noise_shape or seed is set", "Leave both out: masks are drawn from dropout tickets.")
     if len(layer.inbound_nodes) > 1:
-        _refuse(layer, "is used more than once", "Use one Dropout layer per place: each has masks of its own.")
+        refuse(layer, "is used more than once", "Use one Dropout layer per place: each has masks of its own.")
     if not layer.rate:
         return []
     return [Dropout(index=reading.num_dropouts, rate=float(layer.rate), layer_name=layer.name)]
 
 
-def _bias(reading: LayerReading) -> list[Operation]:
+def _add(reading: LayerReading) -> list[Operation]:
+    _require_equal_ranks(reading)
+    return [Add()]
+
+
+def _merge(kind: MergeKind, reading: LayerReading) -> list[Operation]:
+    _require_equal_ranks(reading)
+    return [Merge(kind=kind)]
+
+
+def _require_equal_ranks(reading: LayerReading) -> None:
+    if len({len(shape) for shape in reading.input_shapes}) > 1:
+        refuse(reading.layer, "its inputs have different numbers of axes", "Put a Reshape layer before it.")
+
+
+def _concatenate(reading: LayerReading) -> list[Operation]:
+    rank = 1 + len(reading.input_shapes[0])
+    return [Concatenate(axis=reading.layer.axis % rank)]
+
+
+def _layer_norm(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
-    return [Bias(bias=reading.weight_position(layer.bias))] if layer.use_bias else []
+    rank = 1 + len(reading.input_shapes[0])
+    axes = sorted(axis % rank for axis in (layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]))
+    if axes != list(range(rank - len(axes), rank)):
+        refuse(layer, f"axis={layer.axis}", "Normalize the last axes, for example axis=-1.")
+    return [
+        LayerNorm(
+            gamma=_optional(reading, layer.gamma),
+            beta=_optional(reading, layer.beta),
+            num_axes=len(axes),
+            epsilon=layer.epsilon,
+        )
+    ]
 
 
-def _activation(layer: Any) -> list[Operation]:
-    function = layer.activation
-    name = getattr(function, "__name__", str(function))
-    if function in (None, tf.keras.activations.linear):
-        return []
-    if name not in ACTIVATIONS or function is not getattr(tf.keras.activations, name):
-        _refuse(layer, f"activation {name!r} has no lowering", f"Use one of: linear, {', '.join(sorted(ACTIVATIONS))}.")
-    return [Activation(name=name)]
+def _group_norm(reading: LayerReading) -> list[Operation]:
+    layer, channels = reading.layer, reading.input_shapes[0][-1]
+    if layer.axis % (1 + len(reading.input_shapes[0])) != len(reading.input_shapes[0]):
+        refuse(layer, f"axis={layer.axis}", "Use axis=-1.")
+    return [
+        GroupNorm(
+            gamma=_optional(reading, layer.gamma),
+            beta=_optional(reading, layer.beta),
+            groups=channels if layer.groups == -1 else layer.groups,
+            epsilon=layer.epsilon,
+        )
+    ]
 
 
-def _require_channels_last(layer: Any) -> None:
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        _refuse(layer, f"data_format={layer.data_format!r}", "Use data_format='channels_last'.")
+def _optional(reading: LayerReading, weight: Any) -> int | None:
+    return None if weight is None else reading.weight_position(weight)
 
 
-def _refuse(layer: Any, problem: str, instead: str) -> NoReturn:
-    raise UnsupportedLayer(layer_name=layer.name, layer_type=type(layer).__name__, problem=problem, instead=instead)
+def _repeat_vector(reading: LayerReading) -> list[Operation]:
+    # [B, C] as an image of one pixel, whose rows are then repeated.
+    return [Reshape(shape=(1, 1, reading.input_shapes[0][0])), UpSample(size=(1, reading.layer.n)), Reshape()]
 
 
 _layers = tf.keras.layers
-_RULES: Final[Mapping[type, _Rule]] = {
-    _layers.Activation: lambda reading: _activation(reading.layer),
-    _layers.Add: lambda _: [Add()],
-    _layers.AveragePooling2D: _average_pool,
-    _layers.Conv2D: _conv2d,
+_RULES: Final[Mapping[type, Rule]] = {
+    **IMAGE_RULES,
+    _layers.Activation: lambda reading: activation_of(reading.layer),
+    _layers.Add: _add,
+    _layers.Average: functools.partial(_merge, "average"),
+    _layers.Concatenate: _concatenate,
     _layers.Dense: _dense,
     _layers.Dropout: _dropout,
+    _layers.ELU: lambda reading: [Activation(name="scaled_elu", parameter=float(reading.layer.alpha))],
     _layers.Flatten: _flatten,
-    _layers.GlobalAveragePooling2D: _global_average_pool,
-    _layers.MaxPooling2D: _max_pool,
+    _layers.GroupNormalization: _group_norm,
+    _layers.Identity: lambda _: [],
+    _layers.LayerNormalization: _layer_norm,
+    _layers.LeakyReLU: lambda reading: [Activation(name="leaky_relu", parameter=float(reading.layer.alpha))],
+    _layers.Maximum: functools.partial(_merge, "maximum"),
+    _layers.Minimum: functools.partial(_merge, "minimum"),
+    _layers.Multiply: functools.partial(_merge, "multiply"),
+    _layers.Permute: lambda reading: [Permute(order=tuple(reading.layer.dims))],
     _layers.ReLU: _relu,
+    _layers.RepeatVector: _repeat_vector,
+    _layers.Rescaling: lambda reading: [Affine(scale=float(reading.layer.scale), offset=float(reading.layer.offset))],
     _layers.Reshape: lambda _: [Reshape()],
     _layers.Softmax: _softmax,
+    _layers.Subtract: functools.partial(_merge, "subtract"),
 }
+
+SUPPORTED_LAYERS: Final = frozenset(_RULES)
+"""The Keras classes that can be exported."""

@@ -3,6 +3,7 @@
 None of the lowerings is used, so that comparing an exported file with a simulation compares two implementations.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from model_export.dropout import dropout_mask
 from model_export.lowering.tensor_types import Tensor
+from model_export.native_layers import NATIVE_LAYERS, native_activation, on_image
 from model_export.operations import (
     Activation,
     Add,
@@ -27,8 +29,6 @@ from model_export.operations import (
 )
 
 __all__ = ["native_logits"]
-
-_ACTIVATIONS = {"relu": tf.nn.relu, "sigmoid": tf.sigmoid, "softmax": tf.nn.softmax, "tanh": tf.tanh}
 
 
 def native_logits(graph: ModelGraph, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None) -> Tensor:
@@ -58,25 +58,31 @@ def _run(node: Node, inputs: Sequence[Tensor], weights: Sequence[Tensor], ticket
         case Dense(kernel=kernel):
             return tf.tensordot(x, weights[kernel], 1)
         case Conv2D(kernel=kernel, strides=strides, dilation=dilation, padding=padding):
-            return tf.nn.conv2d(x, weights[kernel], strides, padding.upper(), dilations=dilation)
+            return on_image(
+                lambda image, filters: tf.nn.conv2d(image, filters, strides, padding.upper(), dilations=dilation),
+                x,
+                weights[kernel],
+            )
         case Bias(bias=bias):
             return tf.nn.bias_add(x, weights[bias])
         case Add():
-            return tf.add_n(list(inputs))
+            return functools.reduce(tf.add, inputs)
+        case _ if type(node.operation) in NATIVE_LAYERS:
+            return NATIVE_LAYERS[type(node.operation)](node.operation, inputs, weights)
         case _:
             return _run_without_weights(node, x, tickets)
 
 
 def _run_without_weights(node: Node, x: Tensor, tickets: Tensor | None) -> Tensor:
     match node.operation:
-        case Activation(name=name):
-            return _ACTIVATIONS[name](x)
+        case Activation(name=name, parameter=parameter):
+            return native_activation(name, parameter)(x)
         case MaxPool(window=window, strides=strides, padding=padding):
-            return tf.nn.max_pool2d(x, window, strides, padding.upper())
+            return on_image(lambda image: tf.nn.max_pool2d(image, window, strides, padding.upper()), x)
         case AveragePool(window=window, strides=strides, padding=padding):
-            return tf.nn.avg_pool2d(x, window, strides, padding.upper())
+            return on_image(lambda image: tf.nn.avg_pool2d(image, window, strides, padding.upper()), x)
         case GlobalAveragePool():
-            return tf.reduce_mean(x, [1, 2])
+            return tf.reduce_mean(x, list(range(1, len(x.shape) - 1)))
         case Reshape():
             return tf.reshape(x, [-1, *node.shape])
         case Dropout(index=index, rate=rate):

@@ -7,6 +7,20 @@ simulation runs). Weights are named by their position in Keras order.
 import dataclasses
 from typing import TypeAlias
 
+from model_export.layer_operations import (
+    Affine,
+    Concatenate,
+    Conv2DTranspose,
+    DepthwiseConv2D,
+    GlobalMaxPool,
+    GroupNorm,
+    LayerNorm,
+    Merge,
+    Pad,
+    Permute,
+    UpSample,
+)
+
 __all__ = [
     "Activation",
     "Add",
@@ -62,6 +76,8 @@ class Activation:
     """An elementwise activation, or softmax over the last axis."""
 
     name: str
+    parameter: float = 0.0
+    """Slope, scale or cap of those in ``lowering.activations.PARAMETRIC``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,12 +108,15 @@ class AveragePool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class GlobalAveragePool:
-    """Mean over both spatial axes."""
+    """Mean over all axes but the batch and the channels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Reshape:
     """Reshapes each example to the node's shape (also Flatten)."""
+
+    shape: tuple[int, ...] | None = None
+    """Where the node's shape is not that of its layer's output."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +146,20 @@ Operation: TypeAlias = (
     | Reshape
     | Dropout
     | Add
+    | DepthwiseConv2D
+    | Conv2DTranspose
+    | LayerNorm
+    | GroupNorm
+    | Affine
+    | Merge
+    | Concatenate
+    | GlobalMaxPool
+    | Pad
+    | UpSample
+    | Permute
 )
+
+_TRAINABLE = (Dense, Conv2D, Conv2DMaxPool, Bias, DepthwiseConv2D, Conv2DTranspose, LayerNorm, GroupNorm)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,6 +228,6 @@ class ModelGraph:
         """For each node, whether anything trainable lies at or before it: whether its gradient is wanted."""
         reached: list[bool] = []
         for node in self.nodes:
-            own = isinstance(node.operation, Dense | Conv2D | Conv2DMaxPool | Bias)
+            own = isinstance(node.operation, _TRAINABLE)
             reached.append(own or any(reached[source] for source in node.inputs))
         return tuple(reached)

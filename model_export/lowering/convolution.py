@@ -14,7 +14,7 @@ from model_export.lowering.phases import fit_to_windows, split_phases
 from model_export.lowering.tensor_types import Tensor, concatenate, plus
 from model_export.lowering.windows import WindowAxis
 
-__all__ = ["convolve", "convolve_few_channels", "convolve_pointwise"]
+__all__ = ["convolve", "convolve_few_channels", "convolve_pointwise", "convolve_transposed"]
 
 
 def convolve(
@@ -36,10 +36,7 @@ def convolve(
     phases, join = split_phases(x, rows.stride, cols.stride)
     gathered = _gather_rows(phases, rows, cols)
     batch, num_out, num_pixels = x.shape[0], kernel.shape[3], rows.output * cols.output
-    y = None
-    for a, row in enumerate(gathered):
-        weights = tf.slice(kernel, [a, 0, 0, 0], [1, *kernel.shape[1:]])
-        y = plus(y, tf.matmul(row, tf.reshape(weights, [1, 1, -1, num_out])))
+    y = _multiply_rows(gathered, kernel)
 
     def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
         pixels = tf.reshape(dy, [batch, 1, num_pixels, num_out])
@@ -97,6 +94,47 @@ def convolve_pointwise(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Te
         return tf.reshape(tf.matmul(dy_pixels, weights, transpose_b=True), x.shape), dkernel
 
     return y, pullback
+
+
+def convolve_transposed(
+    x: Tensor, kernel: Tensor, rows: WindowAxis, cols: WindowAxis, *, needs_dx: bool
+) -> tuple[Tensor, LayerPullback]:
+    """The transpose of ``convolve``: its input gradient forward, and the convolution itself backward.
+
+    Args:
+        x: [B, rows.output, cols.output, C].
+        kernel: [kh, kw, O, C].
+        rows: Windows along H of the *result*.
+        cols: Windows along W of the result.
+        needs_dx: Whether anything trainable lies before this layer.
+
+    Returns:
+        y [B, H, W, O], and a pullback giving (dx, dkernel).
+    """
+    batch, _, _, num_in = x.shape
+    num_out = kernel.shape[2]
+    pixels = tf.reshape(x, [batch, 1, rows.output * cols.output, num_in])
+    # Zeros of the result's shape give the phases' shapes, and the pullbacks that put them together.
+    blank, unfit = fit_to_windows(tf.zeros([batch, rows.size, cols.size, num_out]), rows, cols)
+    phases, join = split_phases(blank, rows.stride, cols.stride)
+
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+        fitted, _ = fit_to_windows(dy, rows, cols)
+        gathered = _gather_rows(split_phases(fitted, rows.stride, cols.stride)[0], rows, cols)
+        dkernel = _kernel_gradient(pixels, gathered, kernel.shape.as_list())
+        dx = _multiply_rows(gathered, kernel) if needs_dx else None
+        return (None if dx is None else tf.reshape(dx, x.shape)), dkernel
+
+    return unfit(join(_phase_gradients(pixels, kernel, phases, rows, cols))), pullback
+
+
+def _multiply_rows(gathered: Sequence[Tensor], kernel: Tensor) -> Tensor:
+    """What each kernel row's taps give, added: [1, B, output pixels, O]."""
+    y = None
+    for a, row in enumerate(gathered):
+        weights = tf.slice(kernel, [a, 0, 0, 0], [1, *kernel.shape[1:]])
+        y = plus(y, tf.matmul(row, tf.reshape(weights, [1, 1, -1, kernel.shape[3]])))
+    return y
 
 
 def _channels_first(x: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
 """The forward and backward pass of a whole model, from the lowerings of its operations."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import tensorflow as tf
 
 from model_export.dropout import dropout_mask
-from model_export.lowering.activations import ACTIVATIONS
+from model_export.lowering.activations import ACTIVATIONS, PARAMETRIC
 from model_export.lowering.convolution import convolve, convolve_few_channels, convolve_pointwise
 from model_export.lowering.dense import LayerPullback, add_bias, dense
 from model_export.lowering.fusion import fuse, suits_winograd
+from model_export.lowering.layers import LAYERS, Call, NodePullback, kernel_on_images, on_images, unary, with_kernel
+from model_export.lowering.merging import add_all
 from model_export.lowering.pooling import average_pool, global_average_pool, max_pool
 from model_export.lowering.tensor_types import Pullback, Tensor, plus
 from model_export.lowering.windows import WindowAxis, plan_axis
@@ -36,9 +38,6 @@ from model_export.operations import (
 __all__ = ["ForwardPass", "LoweredModel"]
 
 _MAX_FEW_CHANNELS = 4
-_Gradients: TypeAlias = tuple[Sequence[Tensor | None], dict[int, Tensor]]
-_NodePullback: TypeAlias = Callable[[Tensor], _Gradients]
-"""Gradient of a node's result -> gradients of its inputs (``None``: not wanted), and of its weights by position."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +72,7 @@ class LoweredModel:
             tickets: [B] int32, or ``None`` to leave dropout out.
         """
         values: list[Tensor] = []
-        pullbacks: list[_NodePullback] = []
+        pullbacks: list[NodePullback] = []
         for node in self._graph.nodes[: self._graph.logits + 1]:
             inputs = [values[source] for source in node.inputs] or [x]
             value, pullback = self._run(node, inputs, weights, tickets)
@@ -85,7 +84,7 @@ class LoweredModel:
         """What the Keras model gives: the logits, or their softmax."""
         return ACTIVATIONS["softmax"](logits)[0] if self._graph.ends_in_softmax else logits
 
-    def _backward(self, pullbacks: Sequence[_NodePullback], dlogits: Tensor) -> list[Tensor]:
+    def _backward(self, pullbacks: Sequence[NodePullback], dlogits: Tensor) -> list[Tensor]:
         gradients: dict[int, Tensor] = {self._graph.logits: dlogits}
         of_weights: dict[int, Tensor] = {}
         for position in reversed(range(self._graph.logits + 1)):
@@ -101,36 +100,42 @@ class LoweredModel:
 
     def _run(
         self, node: Node, inputs: Sequence[Tensor], weights: Sequence[Tensor], tickets: Tensor | None
-    ) -> tuple[Tensor, _NodePullback]:
+    ) -> tuple[Tensor, NodePullback]:
         needs_dx = any(self._wanted[source] for source in node.inputs)
         operation, x = node.operation, inputs[0]
         match operation:
             case Input():
                 return x, lambda _: ((), {})
             case Dense(kernel=kernel):
-                return _with_kernel(kernel, _dense(x, weights[kernel], needs_dx=needs_dx))
+                return with_kernel(kernel, _dense(x, weights[kernel], needs_dx=needs_dx))
             case Conv2D(kernel=kernel):
-                return _with_kernel(kernel, _convolution(operation, x, weights[kernel], needs_dx=needs_dx))
+                convolve_images = functools.partial(_convolution, operation, needs_dx=needs_dx)
+                return with_kernel(kernel, kernel_on_images(convolve_images, x, weights[kernel]))
             case Conv2DMaxPool(convolution=convolution):
                 rows, cols = _convolution_windows(convolution, x, weights[convolution.kernel])
                 pooled = convolve_winograd_max_pool(x, weights[convolution.kernel], rows, cols, needs_dx=needs_dx)
-                return _with_kernel(convolution.kernel, pooled)
+                return with_kernel(convolution.kernel, pooled)
             case Bias(bias=bias):
                 y, bias_gradient = add_bias(x, weights[bias])
                 return y, lambda dy: ((dy,), {bias: bias_gradient(dy)})
             case Add():
-                return _sum(inputs)
+                total, to_each = add_all(inputs)
+                return total, lambda dy: (to_each(dy), {})
+            case _ if type(operation) in LAYERS:
+                return LAYERS[type(operation)](
+                    Call(operation=operation, inputs=inputs, shape=node.shape, weights=weights, needs_dx=needs_dx)
+                )
             case _:
-                return _without_weights(self._run_unary(node, x, tickets))
+                return unary(self._run_unary(node, x, tickets))
 
     def _run_unary(self, node: Node, x: Tensor, tickets: Tensor | None) -> tuple[Tensor, Pullback]:
         match node.operation:
-            case Activation(name=name):
-                return ACTIVATIONS[name](x)
-            case MaxPool(window=window, strides=strides, padding=padding):
-                return max_pool(x, *_pool_windows(x, window, strides, padding))
-            case AveragePool(window=window, strides=strides, padding=padding):
-                return average_pool(x, *_pool_windows(x, window, strides, padding))
+            case Activation(name=name, parameter=parameter):
+                return PARAMETRIC[name](x, parameter) if name in PARAMETRIC else ACTIVATIONS[name](x)
+            case MaxPool() as pool:
+                return on_images(lambda image: max_pool(image, *_pool_windows(image, pool)), x)
+            case AveragePool() as pool:
+                return on_images(lambda image: average_pool(image, *_pool_windows(image, pool)), x)
             case GlobalAveragePool():
                 return global_average_pool(x)
             case Reshape():
@@ -184,32 +189,9 @@ def _convolution_windows(operation: Conv2D, x: Tensor, kernel: Tensor) -> tuple[
     return rows, cols
 
 
-def _pool_windows(
-    x: Tensor, window: tuple[int, int], strides: tuple[int, int], padding: str
-) -> tuple[WindowAxis, WindowAxis]:
+def _pool_windows(x: Tensor, pool: MaxPool | AveragePool) -> tuple[WindowAxis, WindowAxis]:
     rows, cols = (
-        plan_axis(size=x.shape[1 + axis], window=window[axis], stride=strides[axis], padding=padding) for axis in (0, 1)
+        plan_axis(size=x.shape[1 + axis], window=pool.window[axis], stride=pool.strides[axis], padding=pool.padding)
+        for axis in (0, 1)
     )
     return rows, cols
-
-
-def _sum(inputs: Sequence[Tensor]) -> tuple[Tensor, _NodePullback]:
-    total = inputs[0]
-    for value in inputs[1:]:
-        total = total + value
-    return total, lambda dy: ([dy] * len(inputs), {})
-
-
-def _with_kernel(position: int, lowered: tuple[Tensor, LayerPullback]) -> tuple[Tensor, _NodePullback]:
-    y, layer_pullback = lowered
-
-    def pullback(dy: Tensor) -> _Gradients:
-        dx, dkernel = layer_pullback(dy)
-        return (dx,), {position: dkernel}
-
-    return y, pullback
-
-
-def _without_weights(lowered: tuple[Tensor, Pullback]) -> tuple[Tensor, _NodePullback]:
-    y, unary_pullback = lowered
-    return y, lambda dy: ((unary_pullback(dy),), {})

@@ -25,7 +25,7 @@ def fuse(graph: ModelGraph) -> ModelGraph:
 
 def suits_winograd(convolution: Conv2D, kernel_shape: tuple[int, ...]) -> bool:
     """Whether F(2x2, 3x3) computes this convolution, and pays."""
-    is_3x3 = kernel_shape[:2] == _WINOGRAD_KERNEL and convolution.strides == convolution.dilation == _ONE
+    is_3x3 = kernel_shape[:-2] == _WINOGRAD_KERNEL and convolution.strides == convolution.dilation == _ONE
     return is_3x3 and min(kernel_shape[2:]) >= MIN_CHANNELS
 
 

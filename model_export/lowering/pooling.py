@@ -4,6 +4,7 @@ The gradient of a maximum goes to the *first* maximum of a window in row-major o
 does. Sending it to every tied maximum looks right on random data and is wrong on real images: flat regions tie.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -15,7 +16,16 @@ from model_export.lowering.phases import fit_to_windows, split_phases
 from model_export.lowering.tensor_types import Pullback, Tensor, plus, positive_mask
 from model_export.lowering.windows import WindowAxis
 
-__all__ = ["average_pool", "first_maximum_gradients", "global_average_pool", "max_of_phases", "max_pool"]
+__all__ = [
+    "average_pool",
+    "first_maximum_gradients",
+    "global_average_pool",
+    "global_max_pool",
+    "max_of_phases",
+    "max_pool",
+    "read_taps",
+    "write_taps",
+]
 
 _LOWEST = -1e30
 """Padding that never is a maximum, and whose difference to any activation is finite."""
@@ -33,13 +43,13 @@ def max_pool(x: Tensor, rows: WindowAxis, cols: WindowAxis) -> tuple[Tensor, Pul
     """
     x, unfit = fit_to_windows(x, rows, cols, _LOWEST)
     phases, join = split_phases(x, rows.stride, cols.stride)
-    values, taps = _read_taps(phases, rows, cols)
+    values, taps = read_taps(phases, rows, cols)
     y = values[0]
     for value in values[1:]:
         y = tf.maximum(y, value)
 
     def pullback(dy: Tensor) -> Tensor:
-        return unfit(join(_write_taps(first_maximum_gradients(dy, y, values), taps, phases, rows, cols)))
+        return unfit(join(write_taps(first_maximum_gradients(dy, y, values), taps, phases, rows, cols)))
 
     return y, pullback
 
@@ -70,7 +80,7 @@ def average_pool(x: Tensor, rows: WindowAxis, cols: WindowAxis) -> tuple[Tensor,
     """
     x, unfit = fit_to_windows(x, rows, cols)
     phases, join = split_phases(x, rows.stride, cols.stride)
-    values, taps = _read_taps(phases, rows, cols)
+    values, taps = read_taps(phases, rows, cols)
     weight = tf.constant(np.outer(1.0 / _tap_counts(rows), 1.0 / _tap_counts(cols))[None, :, :, None], tf.float32)
     total = values[0]
     for value in values[1:]:
@@ -78,24 +88,38 @@ def average_pool(x: Tensor, rows: WindowAxis, cols: WindowAxis) -> tuple[Tensor,
 
     def pullback(dy: Tensor) -> Tensor:
         scaled = dy * weight
-        return unfit(join(_write_taps([scaled] * len(taps), taps, phases, rows, cols)))
+        return unfit(join(write_taps([scaled] * len(taps), taps, phases, rows, cols)))
 
     return total * weight, pullback
 
 
 def global_average_pool(x: Tensor) -> tuple[Tensor, Pullback]:
-    """Mean over both spatial axes: [B, H, W, C] -> [B, C]."""
-    batch, height, width, channels = x.shape
+    """Mean over all axes but the first and the last: [B, ..., C] -> [B, C]."""
+    axes, kept = _inner_axes(x)
+    size = math.prod(x.shape[1:-1])
+    # Adding to x * 0 broadcasts inside XNNPACK; BROADCAST_TO would leave it.
+    return tf.reduce_mean(x, axes), lambda dy: x * 0.0 + tf.reshape(dy * (1.0 / size), kept)
+
+
+def global_max_pool(x: Tensor) -> tuple[Tensor, Pullback]:
+    """Maximum over all axes but the first and the last; tied maxima share the gradient, as in ``tf.reduce_max``."""
+    axes, kept = _inner_axes(x)
+    y = tf.reduce_max(x, axes)
 
     def pullback(dy: Tensor) -> Tensor:
-        share = tf.reshape(dy * (1.0 / (height * width)), [batch, 1, 1, channels])
-        # Adding to x * 0 broadcasts inside XNNPACK; BROADCAST_TO would leave it.
-        return x * 0.0 + share
+        chosen = 1.0 - positive_mask(tf.reshape(y, kept) - x)
+        return chosen * (tf.reshape(dy, kept) / tf.reduce_sum(chosen, axes, keepdims=True))
 
-    return tf.reduce_mean(x, [1, 2]), pullback
+    return y, pullback
 
 
-def _read_taps(phases: list[Tensor], rows: WindowAxis, cols: WindowAxis) -> tuple[list[Tensor], _Taps]:
+def _inner_axes(x: Tensor) -> tuple[list[int], list[int]]:
+    """The axes between the first and the last, and the shape of ``x`` after a reduction that keeps them."""
+    rank = len(x.shape)
+    return list(range(1, rank - 1)), [x.shape[0], *[1] * (rank - 2), x.shape[-1]]
+
+
+def read_taps(phases: list[Tensor], rows: WindowAxis, cols: WindowAxis) -> tuple[list[Tensor], _Taps]:
     """What each tap of the windows reads, [B, output rows, output cols, C], in row-major order."""
     taps = []
     for a in range(rows.window):
@@ -108,10 +132,10 @@ def _read_taps(phases: list[Tensor], rows: WindowAxis, cols: WindowAxis) -> tupl
     return [phases[p] if whole else tf.slice(phases[p], [0, i, j, 0], size) for p, i, j in taps], taps
 
 
-def _write_taps(
+def write_taps(
     gradients: Sequence[Tensor], taps: _Taps, phases: list[Tensor], rows: WindowAxis, cols: WindowAxis
 ) -> list[Tensor]:
-    """The transpose of ``_read_taps``: sums the taps' gradients into gradients of the phases."""
+    """The transpose of ``read_taps``: sums the taps' gradients into gradients of the phases."""
     sums: list[Tensor | None] = [None] * len(phases)
     for gradient, (phase, i, j) in zip(gradients, taps, strict=True):
         after = (rows.phase_size - rows.output - i, cols.phase_size - cols.output - j)

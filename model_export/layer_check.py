@@ -1,0 +1,136 @@
+"""Measures a row of ``layer_table``: its lowering, converted and run in LiteRT, against Keras."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+from model_export.conversion import count_ops, quiet_tensorflow
+from model_export.keras_graph import read_graph
+from model_export.layer_table import row_model
+from model_export.lowering.forward import LoweredModel
+from model_export.native_forward import native_logits
+from model_export.operations import ModelGraph
+from model_export.parity import gradient_error
+
+__all__ = ["RowMeasurement", "measure_row"]
+
+_BATCH_SIZE: Final = 3
+_WEIGHT_SCALE: Final = 0.3
+_Array = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RowMeasurement:
+    """How far a row is from Keras.
+
+    Each error is relative to the largest value of its tensor; for a gradient that is zero but for rounding, to a
+    thousandth of the model's largest.
+    """
+
+    output_error: float
+    gradient_error: float
+    """The largest over all weights, among them those before the tested layer."""
+    native_error: float
+    """Of the gradients of ``native_forward``, differentiated by TensorFlow."""
+    op_counts: dict[str, int]
+    """Ops of the forward and backward pass of the row's model."""
+    num_partitions: int
+    """Runs of ops that XNNPACK took; 1 where nothing between them was left to TFLite."""
+
+
+def measure_row(name: str, *, seed: int = 0) -> RowMeasurement:
+    """Measures one row.
+
+    Args:
+        name: A key of ``LAYER_ROWS``.
+        seed: Of weights, examples and output gradients.
+    """
+    rng = np.random.default_rng(seed)
+    model = row_model(name)
+    weights = [(rng.standard_normal(w.shape) * _WEIGHT_SCALE).astype(np.float32) for w in model.trainable_weights]
+    for variable, value in zip(model.trainable_weights, weights, strict=True):
+        variable.assign(value)
+    x = rng.standard_normal((_BATCH_SIZE, *model.inputs[0].shape[1:])).astype(np.float32)
+    dlogits = rng.standard_normal((_BATCH_SIZE, 3)).astype(np.float32)
+    graph = read_graph(model)
+    file = _convert(graph)
+    got, num_partitions = _run(file, [x, dlogits, *weights])
+    expected = _keras(model, x, dlogits)
+    native = _native(graph, weights, x, dlogits)
+    return RowMeasurement(
+        output_error=_relative_error(got[:1], expected[:1]),
+        gradient_error=_relative_error(got[1:], expected[1:]),
+        native_error=_relative_error(native, expected),
+        op_counts=count_ops(file),
+        num_partitions=num_partitions,
+    )
+
+
+def _convert(graph: ModelGraph) -> bytes:
+    """A file with one function: (x, dlogits, weights) to (logits, weight gradients)."""
+    lowered = LoweredModel(graph, _BATCH_SIZE)
+
+    def step(x: Any, dlogits: Any, *weights: Any) -> dict[str, Any]:
+        stored = [_transposed(graph, index, weight) for index, weight in enumerate(weights)]
+        run = lowered.forward(stored, x, None)
+        gradients = run.weight_gradients(dlogits)
+        of_keras = [
+            tf.transpose(tf.reshape(g, g.shape[1:])) if i in graph.dense_kernels else g for i, g in enumerate(gradients)
+        ]
+        return {f"o{index:03d}": tensor for index, tensor in enumerate([run.logits, *of_keras])}
+
+    function = tf.function(step, autograph=False)
+    shapes = [[_BATCH_SIZE, *graph.input_shape], [_BATCH_SIZE, 3], *graph.weight_shapes]
+    specs = [tf.TensorSpec(shape, tf.float32, f"i{index:03d}") for index, shape in enumerate(shapes)]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function(*specs)], function)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter.unfold_batchmatmul = False
+    with quiet_tensorflow():
+        file: bytes = converter.convert()
+    return file
+
+
+def _transposed(graph: ModelGraph, index: int, weight: Any) -> Any:
+    return tf.reshape(tf.transpose(weight), [1, *weight.shape[::-1]]) if index in graph.dense_kernels else weight
+
+
+def _run(file: bytes, inputs: Sequence[_Array]) -> tuple[list[_Array], int]:
+    """The outputs in order, and into how many parts XNNPACK took the graph."""
+    interpreter = Interpreter(model_content=file, num_threads=1)
+    interpreter.allocate_tensors()
+    for detail in interpreter.get_input_details():
+        interpreter.set_tensor(detail["index"], inputs[int(detail["name"][1:])])
+    interpreter.invoke()
+    # The converter names them Identity, Identity_1, Identity_2 and so on.
+    details = sorted(interpreter.get_output_details(), key=lambda detail: int(detail["name"].partition("_")[2] or 0))
+    ops = [op["op_name"] for op in interpreter._get_ops_details()]  # noqa: SLF001 - there is no public list
+    return [interpreter.get_tensor(detail["index"]) for detail in details], ops.count("DELEGATE")
+
+
+def _keras(model: Any, x: _Array, dlogits: _Array) -> list[_Array]:
+    with tf.GradientTape() as tape:
+        logits = model(x)
+    gradients = tape.gradient(logits, model.trainable_weights, output_gradients=tf.constant(dlogits))
+    return [logits.numpy(), *(gradient.numpy() for gradient in gradients)]
+
+
+def _native(graph: ModelGraph, weights: Sequence[_Array], x: _Array, dlogits: _Array) -> list[_Array]:
+    watched = [tf.constant(weight) for weight in weights]
+    with tf.GradientTape() as tape:
+        tape.watch(watched)
+        logits = native_logits(graph, watched, tf.constant(x), None)
+    gradients = tape.gradient(logits, watched, output_gradients=tf.constant(dlogits))
+    return [logits.numpy(), *(gradient.numpy() for gradient in gradients)]
+
+
+def _relative_error(got: Sequence[_Array], expected: Sequence[_Array]) -> float:
+    """``parity.gradient_error``; infinity if anything is not finite or of another shape."""
+    if [a.shape for a in got] != [b.shape for b in expected] or not all(np.isfinite(a).all() for a in got):
+        return math.inf
+    return gradient_error([a.astype(np.float64) for a in got], [b.astype(np.float64) for b in expected])

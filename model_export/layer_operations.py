@@ -1,0 +1,116 @@
+"""Operations of the less common layers; see ``operations``, which joins them to the rest.
+
+One-dimensional layers are these operations on values [B, length, channels], with a window and stride of 1 along an
+axis that is not there.
+"""
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+__all__ = [
+    "Affine",
+    "Concatenate",
+    "Conv2DTranspose",
+    "DepthwiseConv2D",
+    "GlobalMaxPool",
+    "GroupNorm",
+    "LayerNorm",
+    "Merge",
+    "MergeKind",
+    "Pad",
+    "Permute",
+    "UpSample",
+]
+
+_Pair: TypeAlias = tuple[int, int]
+MergeKind: TypeAlias = Literal["average", "maximum", "minimum", "multiply", "subtract"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DepthwiseConv2D:
+    """Convolution of each channel on its own, with weight ``kernel`` [kh, kw, in, multiplier]."""
+
+    kernel: int
+    strides: _Pair
+    dilation: _Pair
+    padding: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Conv2DTranspose:
+    """The transpose of a convolution with weight ``kernel`` [kh, kw, out, in]."""
+
+    kernel: int
+    strides: _Pair
+    padding: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LayerNorm:
+    """Zero mean and unit variance over the last ``num_axes`` axes, then scale and shift."""
+
+    gamma: int | None
+    """Position of the scale, of the shape of those axes; ``None``: there is none."""
+    beta: int | None
+    """Position of the shift."""
+    num_axes: int
+    epsilon: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GroupNorm:
+    """Zero mean and unit variance over all pixels and each group of channels, then scale and shift by channel."""
+
+    gamma: int | None
+    beta: int | None
+    groups: int
+    epsilon: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Affine:
+    """``x * scale + offset`` with constants."""
+
+    scale: float
+    offset: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Merge:
+    """Combines inputs elementwise, from left to right; axes of length 1 are broadcast."""
+
+    kind: MergeKind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Concatenate:
+    """Joins inputs along ``axis``, counted with the batch axis."""
+
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GlobalMaxPool:
+    """Maximum over all axes but the batch and the channels; ties share the gradient, as in Keras."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Pad:
+    """Zeros around an image, or, where negative, a crop."""
+
+    rows: _Pair
+    cols: _Pair
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class UpSample:
+    """Repeats every row and column."""
+
+    size: _Pair
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Permute:
+    """Reorders an example's axes, counted from 1."""
+
+    order: tuple[int, ...]

@@ -1,0 +1,137 @@
+"""The operations of ``layer_operations`` in TensorFlow's own ops; none of the lowerings is used."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import tensorflow as tf
+
+from model_export.layer_operations import (
+    Affine,
+    Concatenate,
+    Conv2DTranspose,
+    DepthwiseConv2D,
+    GlobalMaxPool,
+    GroupNorm,
+    LayerNorm,
+    Merge,
+    Pad,
+    Permute,
+    UpSample,
+)
+
+__all__ = ["NATIVE_LAYERS", "native_activation", "on_image"]
+
+_Weights = Sequence[Any]
+_IMAGE_RANK: Final = 4
+
+
+def native_activation(name: str, parameter: float) -> Callable[[Any], Any]:
+    """The function of an ``Activation``."""
+    match name:
+        case "capped_relu":
+            return lambda x: tf.clip_by_value(x, 0.0, parameter)
+        case "leaky_relu":
+            return lambda x: tf.nn.leaky_relu(x, parameter)
+        case "scaled_elu":
+            return lambda x: tf.keras.activations.elu(x, parameter)
+        case _:
+            function: Callable[[Any], Any] = getattr(tf.keras.activations, name)
+            return function
+
+
+def on_image(function: Callable[..., Any], x: Any, kernel: Any = None) -> Any:
+    """Applies a function of images [n, H, W, C] (and a kernel) also to [n, length, C], as images of one row."""
+    if len(x.shape) == _IMAGE_RANK:
+        return function(x) if kernel is None else function(x, kernel)
+    row = tf.expand_dims(x, 1)
+    return tf.squeeze(function(row) if kernel is None else function(row, tf.expand_dims(kernel, 0)), 1)
+
+
+def _depthwise(operation: DepthwiseConv2D, inputs: Sequence[Any], weights: _Weights) -> Any:
+    def run(x: Any, kernel: Any) -> Any:
+        # TensorFlow's own op wants equal strides; the general case is a convolution of one channel at a time.
+        planes = tf.split(x, x.shape[-1], -1)
+        filters = tf.split(kernel, kernel.shape[2], 2)
+        return tf.concat(
+            [
+                tf.nn.conv2d(plane, one, operation.strides, operation.padding.upper(), dilations=operation.dilation)
+                for plane, one in zip(planes, filters, strict=True)
+            ],
+            -1,
+        )
+
+    return on_image(run, inputs[0], weights[operation.kernel])
+
+
+def _transposed(operation: Conv2DTranspose, inputs: Sequence[Any], weights: _Weights) -> Any:
+    def run(x: Any, kernel: Any) -> Any:
+        extra = [max(kernel.shape[axis] - operation.strides[axis], 0) for axis in (0, 1)]
+        size = [
+            x.shape[1 + axis] * operation.strides[axis] + (extra[axis] if operation.padding == "valid" else 0)
+            for axis in (0, 1)
+        ]
+        shape = tf.stack([tf.shape(x)[0], *size, kernel.shape[2]])
+        return tf.nn.conv2d_transpose(x, kernel, shape, operation.strides, operation.padding.upper())
+
+    return on_image(run, inputs[0], weights[operation.kernel])
+
+
+def _scale_and_shift(h: Any, operation: LayerNorm | GroupNorm, weights: _Weights) -> Any:
+    h = h if operation.gamma is None else h * weights[operation.gamma]
+    return h if operation.beta is None else h + weights[operation.beta]
+
+
+def _standardize(x: Any, axes: Sequence[int], epsilon: float) -> Any:
+    mean, variance = tf.nn.moments(x, list(axes), keepdims=True)
+    return (x - mean) / tf.sqrt(variance + epsilon)
+
+
+def _layer_norm(operation: LayerNorm, inputs: Sequence[Any], weights: _Weights) -> Any:
+    h = _standardize(inputs[0], range(-operation.num_axes, 0), operation.epsilon)
+    return _scale_and_shift(h, operation, weights)
+
+
+def _group_norm(operation: GroupNorm, inputs: Sequence[Any], weights: _Weights) -> Any:
+    x = inputs[0]
+    channels = x.shape[-1]
+    grouped = tf.reshape(x, [-1, *x.shape[1:-1], operation.groups, channels // operation.groups])
+    axes = [axis for axis in range(1, len(grouped.shape)) if axis != len(grouped.shape) - 2]
+    h = tf.reshape(_standardize(grouped, axes, operation.epsilon), [-1, *x.shape[1:]])
+    return _scale_and_shift(h, operation, weights)
+
+
+def _merge(operation: Merge, inputs: Sequence[Any], _: _Weights) -> Any:
+    if operation.kind == "average":
+        return functools.reduce(tf.add, inputs) / len(inputs)
+    return functools.reduce(getattr(tf, operation.kind), inputs)
+
+
+def _pad(operation: Pad, inputs: Sequence[Any], _: _Weights) -> Any:
+    def run(x: Any) -> Any:
+        sides = ((0, 0), operation.rows, operation.cols, (0, 0))
+        padded = tf.pad(x, [[max(side, 0) for side in pair] for pair in sides])
+        crop = [slice(max(-before, 0), -max(-after, 0) or None) for before, after in sides]
+        return padded[tuple(crop)]
+
+    return on_image(run, inputs[0])
+
+
+def _up_sample(operation: UpSample, inputs: Sequence[Any], _: _Weights) -> Any:
+    return on_image(lambda x: tf.repeat(tf.repeat(x, operation.size[0], 1), operation.size[1], 2), inputs[0])
+
+
+NATIVE_LAYERS: Final[Mapping[type, Callable[[Any, Sequence[Any], _Weights], Any]]] = {
+    Affine: lambda operation, inputs, _: inputs[0] * operation.scale + operation.offset,
+    Concatenate: lambda operation, inputs, _: tf.concat(list(inputs), operation.axis),
+    Conv2DTranspose: _transposed,
+    DepthwiseConv2D: _depthwise,
+    GlobalMaxPool: lambda _, inputs, __: tf.reduce_max(inputs[0], list(range(1, len(inputs[0].shape) - 1))),
+    GroupNorm: _group_norm,
+    LayerNorm: _layer_norm,
+    Merge: _merge,
+    Pad: _pad,
+    Permute: lambda operation, inputs, _: tf.transpose(inputs[0], (0, *operation.order)),
+    UpSample: _up_sample,
+}
+"""Kind of operation -> (operation, inputs, the model's weights) -> value."""

@@ -1,0 +1,65 @@
+"""What to use instead of a Keras layer that cannot be exported."""
+
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["remedy_for"]
+
+_AT_HOME: Final = "It prepares data: apply it before the examples are stored on the device."
+_NO_VOLUMES: Final = "There are no three-dimensional layers; use the two-dimensional one on each slice, or reshape."
+_NOT_A_LAYER: Final = "It is a building block, not a layer of a model; use the layers that are exported."
+_ATTENTION: Final = "There is no attention yet; use Conv1D, or Dense layers over the flattened sequence."
+_RECURRENT: Final = "There are no recurrent layers yet; use Conv1D over the sequence."
+_NOISE: Final = "Use Dropout: its masks are the same on every machine."
+
+_REMEDIES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            "CategoryEncoding", "CenterCrop", "DenseFeatures", "Discretization", "HashedCrossing", "Hashing",
+            "IntegerLookup", "RandomBrightness", "RandomContrast", "RandomCrop", "RandomFlip", "RandomHeight",
+            "RandomRotation", "RandomTranslation", "RandomWidth", "RandomZoom", "Resizing", "StringLookup",
+            "TextVectorization",
+        ),
+        _AT_HOME,
+    ),
+    **dict.fromkeys(
+        (
+            "AveragePooling3D", "Conv3D", "Conv3DTranspose", "ConvLSTM3D", "Cropping3D", "GlobalAveragePooling3D",
+            "GlobalMaxPooling3D", "MaxPooling3D", "SpatialDropout3D", "UpSampling3D", "ZeroPadding3D",
+        ),
+        _NO_VOLUMES,
+    ),
+    **dict.fromkeys(
+        ("AbstractRNNCell", "GRUCell", "InputSpec", "LSTMCell", "Layer", "SimpleRNNCell", "StackedRNNCells", "Wrapper"),
+        _NOT_A_LAYER,
+    ),
+    **dict.fromkeys(("AdditiveAttention", "Attention", "MultiHeadAttention"), _ATTENTION),
+    **dict.fromkeys(("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "GRU", "LSTM", "RNN", "SimpleRNN"), _RECURRENT),
+    **dict.fromkeys(("AlphaDropout", "GaussianDropout", "GaussianNoise"), _NOISE),
+    "ActivityRegularization": "Remove it: regularizers are not part of the training step.",
+    "BatchNormalization": "Use GroupNormalization or LayerNormalization: they keep no moving averages.",
+    "Dot": "Use Multiply and a Dense layer.",
+    "EinsumDense": "Use Dense, with Permute or Reshape before it.",
+    "Embedding": "There is no Embedding yet; store one-hot examples and use a Dense layer.",
+    "Functional": "Apply the inner model's layers one by one instead of nesting the model.",
+    "Lambda": "Use the layer that does the same: code cannot be exported.",
+    "LocallyConnected1D": "Use Conv1D.",
+    "LocallyConnected2D": "Use Conv2D.",
+    "Masking": "Remove it: masks are not carried. Make sequences of one length instead.",
+    "Normalization": "Use Rescaling, or normalize the examples before they are stored.",
+    "PReLU": "Use LeakyReLU.",
+    "Sequential": "Add the inner model's layers one by one instead of nesting the model.",
+    "SpatialDropout1D": "Use Dropout.",
+    "SpatialDropout2D": "Use Dropout.",
+    "SpectralNormalization": "Apply the wrapped layer by itself.",
+    "TFOpLambda": "Use a layer instead of the operator or function: Add()([a, b]) for a + b, Rescaling for a * 2.",
+    "SlicingOpLambda": "Use Cropping1D or Cropping2D instead of indexing.",
+    "ThresholdedReLU": "Use ReLU.",
+    "TimeDistributed": "Apply the layer itself: Dense works on the last axis; reshape for others.",
+    "UnitNormalization": "Use LayerNormalization.",
+}  # fmt: skip
+
+
+def remedy_for(class_name: str) -> str | None:
+    """The remedy for a Keras class, or ``None`` for a class that Keras does not have."""
+    return _REMEDIES.get(class_name)

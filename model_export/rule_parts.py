@@ -1,0 +1,66 @@
+"""What the rules of all layers share: reading a layer, its bias and activation, and refusing it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
+
+import tensorflow as tf
+
+from model_export.errors import UnsupportedLayer
+from model_export.lowering.activations import ACTIVATIONS
+from model_export.operations import Activation, Bias, Operation
+
+__all__ = ["LayerReading", "Rule", "activation_of", "bias_of", "pair_of", "refuse", "require_channels_last"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LayerReading:
+    """What a rule may read: the layer, and where its weights stand in Keras order."""
+
+    layer: Any
+    weight_position: Callable[[Any], int]
+    num_dropouts: int
+    """Dropout layers met before this one."""
+    input_shapes: tuple[tuple[int, ...], ...]
+    """Shape of each input for one example."""
+
+
+Rule: TypeAlias = Callable[[LayerReading], list[Operation]]
+
+
+def bias_of(reading: LayerReading) -> list[Operation]:
+    """The addition of the layer's bias, if it has one."""
+    layer = reading.layer
+    return [Bias(bias=reading.weight_position(layer.bias))] if layer.use_bias else []
+
+
+def activation_of(layer: Any) -> list[Operation]:
+    """The layer's ``activation``: one of Keras's own functions."""
+    function = layer.activation
+    name = getattr(function, "__name__", str(function))
+    if function in (None, tf.keras.activations.linear):
+        return []
+    if name not in ACTIVATIONS or function is not getattr(tf.keras.activations, name):
+        refuse(layer, f"activation {name!r} has no lowering", f"Use one of: linear, {', '.join(sorted(ACTIVATIONS))}.")
+    return [Activation(name=name)]
+
+
+def require_channels_last(layer: Any) -> None:
+    """Refuses ``channels_first``."""
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        refuse(layer, f"data_format={layer.data_format!r}", "Use data_format='channels_last'.")
+
+
+def pair_of(values: Any) -> tuple[int, int]:
+    """Two numbers of a two-dimensional layer, or the one of a one-dimensional layer behind a 1."""
+    numbers = tuple(values)
+    return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def refuse(layer: Any, problem: str, instead: str) -> NoReturn:
+    """Refuses a layer by name.
+
+    Raises:
+        UnsupportedLayer: Always.
+    """
+    raise UnsupportedLayer(layer_name=layer.name, layer_type=type(layer).__name__, problem=problem, instead=instead)
