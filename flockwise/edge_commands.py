@@ -13,6 +13,7 @@ import click
 from broker_link.errors import LinkError
 from edge_client.errors import ConfigError, EdgeClientError
 from flockwise.edge_install_commands import install, uninstall
+from flockwise.eligible_command import eligible
 from flockwise.reporting import one_line_errors, print_json
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def edge() -> None:
 
 edge.add_command(install)
 edge.add_command(uninstall)
+edge.add_command(eligible)
 
 
 @edge.command()
@@ -271,6 +273,7 @@ def _examine(config_path: Path | None) -> "list[Finding]":
     from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig
     from edge_client.device_checks import DEVICE_CHECKS
     from edge_client.doctor import CheckStatus, Finding, run_checks
+    from edge_client.eligibility.report import ELIGIBILITY_CHECKS
     from edge_client.machine_checks import MACHINE_CHECKS
 
     try:
@@ -285,7 +288,7 @@ def _examine(config_path: Path | None) -> "list[Finding]":
         )
         return [broken, *run_checks(nothing, MACHINE_CHECKS)]
     valid = Finding(name="config", status=CheckStatus.OK, detail=f"population {config.device.population}")
-    return [valid, *run_checks(config, (*MACHINE_CHECKS, *DEVICE_CHECKS, *BROKER_CHECKS))]
+    return [valid, *run_checks(config, (*MACHINE_CHECKS, *DEVICE_CHECKS, *ELIGIBILITY_CHECKS, *BROKER_CHECKS))]
 
 
 def _print_plan(config: "EdgeConfig", *, as_json: bool) -> None:

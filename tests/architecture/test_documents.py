@@ -41,7 +41,7 @@ def test_the_wire_document_states_the_limits_in_force():
 
 
 @pytest.mark.parametrize("verb", [[], ["coordinator", "serve"], ["coordinator", "compile"], ["demo"], ["export"], ["simulate"], ["edge", "run"],
-                                  ["edge", "once"], ["edge", "doctor"], ["edge", "show-config"], ["edge", "reset"],
+                                  ["edge", "once"], ["edge", "doctor"], ["edge", "eligible"], ["edge", "show-config"], ["edge", "reset"],
                                   ["edge", "import-data"], ["privacy", "explain"]])  # fmt: skip
 def test_every_command_helps_with_an_example_and_its_exit_codes(verb):
     result = CliRunner().invoke(main, [*verb, "--help"])

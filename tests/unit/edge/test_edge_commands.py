@@ -55,7 +55,7 @@ def _finding(config, name):
     return finding
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["once"], ["doctor"], ["show-config"], ["import-data"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["once"], ["doctor"], ["eligible"], ["show-config"], ["import-data"]])
 def test_every_help_ends_with_an_example_and_documents_exit_codes_and_json(command):
     text = _run(*command, "--help").output
     assert "Example: " in text
