@@ -1,0 +1,251 @@
+"""The decoders that read files: each input is written into a scratch directory first.
+
+What is read from a directory of several files comes as one input, cut at ``SEPARATOR``.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from coordinator.checkpoints import CheckpointStore, encode_leaves
+from coordinator.errors import CheckpointDamaged, CoordinatorError, InvalidBundle
+from coordinator.round_ids import RoundIds
+from coordinator.round_journal import Contribution, RoundJournal
+from coordinator.round_table import Member
+from coordinator.task_bundle import read_task_bundle
+from coordinator.tff.server_artefact import read_server_artefact
+from edge_client.config_loader import load_config
+from edge_client.errors import ConfigError, DataError, StorageError
+from edge_client.example_header import ExamplesHeader
+from edge_client.example_store import open_examples
+from edge_client.import_examples import read_array, read_csv_arrays
+from edge_client.state_dir import StateDir
+from simulators.trials.decoders import Decoder
+from simulators.trials.sample_messages import sample_messages
+from wire_protocol.messages import Report, RoundKind
+from wire_protocol.model_contract import BUNDLE_CHECKPOINT, BUNDLE_MODEL, BUNDLE_PLAN
+from wire_protocol.plan import TensorSpec, TrainingPlan, encode_plan
+from wire_protocol.tensors import encode_tensors
+
+__all__ = ["SEPARATOR", "file_decoders"]
+
+SEPARATOR: Final = b"\n--cut--\n"
+_FEW: Final = 0.25
+_VERY_FEW: Final = 0.02
+_CONFIG: Final = b"""[device]
+population = "p"
+[broker]
+url = "mqtt://localhost:1883"
+[data]
+path = "data"
+[training]
+trainer = "linear"
+num_threads = 2
+"""
+
+
+def file_decoders(scratch: Path) -> list[Decoder]:
+    """The decoders, on an empty directory that is theirs."""
+    return [*_example_decoders(scratch), *_config_decoders(scratch), *_coordinator_decoders(scratch)]
+
+
+def _example_decoders(scratch: Path) -> list[Decoder]:
+    header = msgspec.json.encode(ExamplesHeader(num_examples=2, x_dtype="float32", x_shape=(3,), y_dtype="uint8"))
+    directory = scratch / "examples"
+    directory.mkdir()
+    csv, npy = scratch / "examples.csv", scratch / "array.npy"
+    np.save(npy, np.arange(6, dtype=np.float32).reshape(2, 3))
+    data_errors = (DataError,)
+    return [
+        Decoder(
+            name="examples directory",
+            decode=lambda data: open_examples(_place(directory, ("examples.json", "x.bin", "y.bin"), data)),
+            documented=data_errors,
+            seeds=[SEPARATOR.join((header, bytes(24), b"\x00\x01"))],
+            covers=("edge_client.example_store.open_examples", "edge_client.example_header.read_header"),
+            share=_FEW,
+        ),
+        Decoder(
+            name="examples csv",
+            decode=_on_file(csv, read_csv_arrays),
+            documented=data_errors,
+            seeds=[b"a,b,label\n1.5,2,0\n3,-4e2,1\n", b'"a","b"\r\n1,0\r\n'],
+            covers=(
+                "edge_client.import_examples.read_csv_arrays",
+                "edge_client.csv_examples.read_csv_examples",
+            ),
+            share=_FEW,
+        ),
+        Decoder(
+            name="examples npy",
+            decode=_on_file(npy, lambda path: read_array(path)),
+            documented=data_errors,
+            seeds=[npy.read_bytes()],
+            covers=("edge_client.import_examples.read_array",),
+            share=_FEW,
+        ),
+    ]
+
+
+def _config_decoders(scratch: Path) -> list[Decoder]:
+    toml, state = scratch / "edge.toml", scratch / "state"
+    state.mkdir()
+    return [
+        Decoder(
+            name="config file",
+            decode=_on_file(toml, lambda path: load_config(path, {"HOME": "/nowhere"})),
+            documented=(ConfigError,),
+            seeds=[_CONFIG],
+            covers=("edge_client.config_loader.load_config",),
+            share=_FEW,
+        ),
+        Decoder(
+            name="environment",
+            decode=lambda data: load_config(None, _environment(data)),
+            documented=(ConfigError,),
+            seeds=[
+                b"FLOCKWISE__DEVICE__POPULATION=p\nFLOCKWISE__BROKER__URL=mqtt://h\nFLOCKWISE__DATA__PATH=d\n"
+                b"FLOCKWISE__TRAINING__NUM_THREADS=2"
+            ],
+            covers=(),
+            share=_FEW,
+        ),
+        Decoder(
+            name="device id file",
+            decode=_on_file(state / "device_id", lambda path: StateDir(path.parent).device_id("")),
+            documented=(StorageError,),
+            seeds=[b"device-0011223344556677\n"],
+            covers=("edge_client.state_dir.StateDir.device_id",),
+            share=_FEW,
+        ),
+    ]
+
+
+def _coordinator_decoders(scratch: Path) -> list[Decoder]:
+    specs = (TensorSpec(shape=(2, 2)),)
+    plan = TrainingPlan(batch_size=4, learning_rate=0.1, input_shape=(2,), num_classes=2, weights=specs)
+    bundle, states, server = scratch / "bundle", scratch / "states", scratch / "server"
+    for directory in (bundle, states, server):
+        directory.mkdir()
+    weights = encode_tensors((np.ones((2, 2), np.float32),))
+    state = encode_leaves([("num_weights", 1), ("leaf/0", np.ones((2, 2), np.float32))])
+    return [
+        Decoder(
+            name="bundle directory",
+            decode=lambda data: read_task_bundle(_place(bundle, (BUNDLE_PLAN, BUNDLE_CHECKPOINT, BUNDLE_MODEL), data)),
+            documented=(InvalidBundle,),
+            seeds=[SEPARATOR.join((encode_plan(plan), weights, b"model"))],
+            covers=("coordinator.task_bundle.read_task_bundle",),
+            share=_FEW,
+        ),
+        Decoder(
+            name="round id file",
+            decode=_on_file(scratch / "last_round_id", RoundIds),
+            documented=(InvalidBundle,),
+            seeds=[b"17\n"],
+            covers=("coordinator.round_ids.RoundIds",),
+            share=_FEW,
+        ),
+        Decoder(
+            name="state files",
+            decode=_on_file(states / "state_0000000001.fwstate", lambda path: CheckpointStore(path.parent).load_latest()),
+            documented=(CheckpointDamaged,),
+            seeds=[state],
+            covers=("coordinator.checkpoints.CheckpointStore.load_latest",),
+            share=_VERY_FEW,
+        ),
+        Decoder(
+            name="server artefact",
+            decode=lambda data: read_server_artefact(_place(server, ("schema.json",), data)),
+            documented=(CheckpointDamaged,),
+            seeds=[b'{"format":1,"spec":{},"weights":[{"shape":[2]}],"graphs":{}}'],
+            covers=("coordinator.tff.server_artefact.read_server_artefact",),
+            share=_FEW,
+        ),
+        _journal_decoder(scratch),
+        _row_decoder(scratch),
+    ]
+
+
+def _journal_decoder(scratch: Path) -> Decoder:
+    """The database file itself, damaged."""
+    path = scratch / "journal.sqlite"
+    _write_journal(path)
+    return Decoder(
+        name="journal file",
+        decode=_on_file(path, _read_journal),
+        documented=(CoordinatorError,),
+        seeds=[path.read_bytes()],
+        covers=(),
+        max_bytes=32768,
+        share=_VERY_FEW,
+    )
+
+
+def _row_decoder(scratch: Path) -> Decoder:
+    """A whole database whose rows say something else: kind, state, nonce, member's state, rejection, cut apart."""
+    path = scratch / "rows.sqlite"
+
+    def decode(data: bytes) -> None:
+        for stale in scratch.glob("rows.sqlite*"):
+            stale.unlink()
+        _write_journal(path)
+        parts = (data.split(SEPARATOR, 4) + [b""] * 5)[:5]
+        kind, state, nonce, member, rejection = (part.decode("latin-1") for part in parts)
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE rounds SET kind = ?, state = ?", (kind, state))
+            values = (nonce.encode("latin-1"), member, rejection or None)
+            db.execute("UPDATE members SET nonce = ?, state = ?, rejection = ?", values)
+        db.close()
+        _read_journal(path)
+
+    return Decoder(
+        name="journal rows",
+        decode=decode,
+        documented=(CoordinatorError,),
+        seeds=[SEPARATOR.join((b"train", b"reporting", bytes(16), b"rejected", b"late"))],
+        covers=("coordinator.round_journal.RoundJournal",),
+        share=_VERY_FEW,
+    )
+
+
+def _write_journal(path: Path) -> None:
+    metrics = next(message for message in sample_messages() if isinstance(message, Report)).metrics
+    with RoundJournal(path) as journal:
+        journal.open_round(1, RoundKind.TRAIN, base_commits=0)
+        journal.assign(1, {"d1": Member(nonce=bytes(16))})
+        journal.add(1, Contribution(device_id="d1", model_delta=b"x", aggregation_weight=1.0, metrics=metrics))
+
+
+def _read_journal(path: Path) -> None:
+    journal = RoundJournal(path)
+    try:
+        for known in journal.rounds():
+            list(journal.contributions(known.round_id))
+    finally:
+        journal.close()
+        for stale in path.parent.glob(f"{path.name}-*"):
+            stale.unlink()
+
+
+def _on_file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    def decode(data: bytes) -> object:
+        path.write_bytes(data)
+        return read(path)
+
+    return decode
+
+
+def _place(directory: Path, names: tuple[str, ...], data: bytes) -> Path:
+    for name, part in zip(names, data.split(SEPARATOR, len(names) - 1), strict=False):
+        (directory / name).write_bytes(part)
+    return directory
+
+
+def _environment(data: bytes) -> dict[str, str]:
+    lines = (line.partition(b"=") for line in data.split(b"\n"))
+    return {name.decode("latin-1"): value.decode("latin-1") for name, _, value in lines if name}
