@@ -35,7 +35,10 @@ def parse_broker_url(url: str) -> BrokerUrl:
         InvalidBrokerUrl: Unknown scheme, no host, a port outside 1 to 65535, or a path.
     """
     expected = "use mqtt://host:port, or mqtts://host:port for TLS"
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise InvalidBrokerUrl(f"the broker's address cannot be read: {error}; {expected}") from error
     # What is shown may end in a log: never with the login in it.
     shown = url if "@" not in url else f"{parts.scheme}://...@{url.rpartition('@')[2]}"
     if parts.scheme not in _DEFAULT_PORTS:

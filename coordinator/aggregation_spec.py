@@ -68,5 +68,5 @@ def decode_aggregation_spec(data: bytes) -> AggregationSpec:
     """
     try:
         return msgspec.json.decode(data, type=AggregationSpec)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidConfig(f"not an aggregation specification: {error}") from error

@@ -99,7 +99,7 @@ def decode_leaves(data: bytes) -> list[tuple[str, StoredLeaf]]:
     try:
         entries = msgspec.json.decode(view[start:stop], type=list[_Entry])
         return list(_decode_entries(entries, view[stop:-_DIGEST_BYTES]))
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
+    except (msgspec.DecodeError, ValueError, TypeError, SyntaxError, OverflowError, RecursionError) as error:
         raise CheckpointDamaged(f"the header does not fit the content: {error}") from error
 
 
@@ -122,7 +122,9 @@ def _decode_entries(entries: list[_Entry], payload: memoryview) -> Iterator[tupl
 
 
 def _decode_strings(raw: memoryview, entry: _Entry) -> "np.ndarray[Any, Any]":
-    strings = np.empty(math.prod(entry.shape), dtype=object)
+    if len(entry.lengths) != math.prod(entry.shape):
+        raise ValueError(f"{len(entry.lengths)} strings for a shape of {entry.shape}")
+    strings = np.empty(len(entry.lengths), dtype=object)
     offset = 0
     for index, length in enumerate(entry.lengths):
         strings[index] = bytes(raw[offset : offset + length])

@@ -219,16 +219,20 @@ class RoundJournal:
 
     def rounds(self) -> list[JournaledRound]:
         """The rounds remembered, oldest first; an unfinished one can only be the last."""
-        return [
-            JournaledRound(
-                round_id=round_id,
-                kind=RoundKind(kind),
-                base_commits=base_commits,
-                state=RoundState(state),
-                members=self._members(round_id),
-            )
-            for round_id, kind, base_commits, state in self._execute("SELECT * FROM rounds ORDER BY round_id", ())
-        ]
+        rows = self._execute("SELECT * FROM rounds ORDER BY round_id", ())
+        try:
+            return [
+                JournaledRound(
+                    round_id=round_id,
+                    kind=RoundKind(kind),
+                    base_commits=base_commits,
+                    state=RoundState(state),
+                    members=self._members(round_id),
+                )
+                for round_id, kind, base_commits, state in rows
+            ]
+        except (ValueError, sqlite3.Error) as error:
+            raise JournalDamaged(f"{self._path} holds a round that cannot be read: {error}; move it away") from error
 
     def contributions(self, round_id: int) -> Iterator[Contribution]:
         """A round's contributions in the order of their arrival, one at a time."""
@@ -237,13 +241,16 @@ class RoundJournal:
             " WHERE round_id = ? ORDER BY position",
             (round_id,),
         )
-        for device_id, model_delta, aggregation_weight, loss_sum, num_correct, weight_sum in rows:
-            yield Contribution(
-                device_id=device_id,
-                model_delta=model_delta,
-                aggregation_weight=aggregation_weight,
-                metrics=Metrics(loss_sum=loss_sum, num_correct=num_correct, weight_sum=weight_sum),
-            )
+        try:
+            for device_id, model_delta, aggregation_weight, loss_sum, num_correct, weight_sum in rows:
+                yield Contribution(
+                    device_id=device_id,
+                    model_delta=model_delta,
+                    aggregation_weight=aggregation_weight,
+                    metrics=Metrics(loss_sum=loss_sum, num_correct=num_correct, weight_sum=weight_sum),
+                )
+        except (ValueError, sqlite3.Error) as error:
+            raise JournalDamaged(f"{self._path} holds a report that cannot be read: {error}; move it away") from error
 
     def _members(self, round_id: int) -> dict[str, Member]:
         rows = self._execute("SELECT device_id, nonce, state, rejection FROM members WHERE round_id = ?", (round_id,))

@@ -84,9 +84,17 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> EdgeConfig:
     for section, key in _PATHS:
         if values.get(section, {}).get(key):
             text = values[section][key]
-            values[section][key] = str(base / Path(text).expanduser()) if isinstance(text, str) else text
+            values[section][key] = _resolved(f"{section}.{key}", text, base) if isinstance(text, str) else text
     sections = {name: _convert_section(name, kind, values.get(name, {})) for name, kind in _SECTIONS.items()}
     return EdgeConfig(**sections)
+
+
+def _resolved(key: str, text: str, base: Path) -> str:
+    """A path as it is meant: relative to the file, ``~`` a home."""
+    try:
+        return str(base / Path(text).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{key} = {text!r} is not allowed: there is no such home directory; write it out") from error
 
 
 def _read_toml(path: Path) -> _Values:
@@ -95,7 +103,7 @@ def _read_toml(path: Path) -> _Values:
             return tomllib.load(stream)
     except FileNotFoundError as error:
         raise ConfigError(f"there is no configuration file {path}") from error
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 

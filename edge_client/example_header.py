@@ -56,5 +56,5 @@ def read_header(directory: Path) -> ExamplesHeader:
         raise DataFormatError(f"{path} cannot be read: {error}") from error
     try:
         return msgspec.json.decode(data, type=ExamplesHeader)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise DataFormatError(f"{path}: {error}") from error

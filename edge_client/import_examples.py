@@ -1,6 +1,7 @@
 """What examples can be imported from: CSV, ``.npy`` and raw files, as arrays for ``example_store.write_examples``."""
 
 import math
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def read_array(path: Path, *, dtype: str | None = None) -> npt.NDArray[Any]:
             loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             return loaded
         return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r")
-    except (ValueError, TypeError, EOFError, OSError) as error:
+    except (ValueError, TypeError, EOFError, OSError, SyntaxError, OverflowError, tokenize.TokenError) as error:
         raise DataFormatError(f"{path} cannot be read: {error}") from error
 
 

@@ -77,5 +77,5 @@ def decode_pending(data: bytes) -> PendingReport:
             report=report,
             update=split_blob(body.update, piece_bytes=piece_bytes) if body.update is not None else None,
         )
-    except (msgspec.DecodeError, WireError, ValueError) as error:
+    except (msgspec.DecodeError, WireError, ValueError, RecursionError) as error:
         raise CorruptState(f"a stored report that cannot be read: {error}") from error

@@ -106,7 +106,7 @@ def read_frame(stream: BinaryIO, *, max_bytes: int) -> Frame | None:
         raise FrameError("the stream ended inside a frame")
     try:
         return cast("Frame", _DECODER.decode(data))
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, OverflowError) as error:
         raise FrameError(f"not a frame: {error}") from error
 
 

@@ -87,4 +87,7 @@ def decode_certificate(data: bytes) -> Certificate:
     Raises:
         msgspec.DecodeError: Not a certificate.
     """
-    return msgspec.json.decode(data, type=Certificate)
+    try:
+        return msgspec.json.decode(data, type=Certificate)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"not a certificate: {error}") from error

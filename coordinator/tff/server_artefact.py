@@ -147,7 +147,7 @@ def read_server_artefact(directory: Path) -> ServerArtefact:
         )
     except OSError as error:
         raise CheckpointDamaged(f"cannot read {error.filename}: {error.strerror}; compile the server again") from error
-    except (msgspec.DecodeError, KeyError) as error:
+    except (msgspec.DecodeError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointDamaged(f"{path} is no server artefact: {error}; compile the server again") from error
 
 

@@ -21,9 +21,10 @@ from coordinator.aggregation_spec import AggregationSpec, decode_aggregation_spe
 from coordinator.checkpoints import decode_leaves, encode_leaves
 from coordinator.errors import CheckpointDamaged, InvalidConfig
 from edge_client.checked_file import SEAL_BYTES, seal, unseal
+from edge_client.eligibility.hours import parse_hours
 from edge_client.errors import CorruptState, FrameError
 from edge_client.pending_report import PendingReport, decode_pending, encode_pending
-from edge_client.trainer_frames import JobFrame, ResultFrame, read_frame, read_job, read_result, write_frame
+from edge_client.trainer_frames import Frame, JobFrame, ResultFrame, read_frame, read_job, read_result, write_frame
 from edge_client.training import TrainingJob
 from model_export.certificate import decode_certificate
 from simulators.mqtt_framing import PacketSplitter, PacketType, encode_packet, encode_string
@@ -42,9 +43,7 @@ __all__ = ["Decoder", "byte_decoders"]
 _SPECS: Final = (TensorSpec(shape=(3, 4)), TensorSpec(shape=(4,)))
 _PLAN: Final = TrainingPlan(batch_size=4, learning_rate=0.1, input_shape=(3,), num_classes=4, weights=_SPECS)
 _TENSORS: Final = (np.ones((3, 4), np.float32), np.zeros(4, np.float32))
-_JOB: Final = TrainingJob(
-    kind=RoundKind.TRAIN, plan=_PLAN, model=b"m", checkpoint=_TENSORS, round_id=3, device_id="d1"
-)
+_JOB: Final = TrainingJob(kind=RoundKind.TRAIN, plan=_PLAN, model=b"m", checkpoint=_TENSORS, round_id=3, device_id="d1")
 _DIGEST_BYTES: Final = 32
 
 
@@ -99,6 +98,7 @@ def _wire_decoders() -> list[Decoder]:
     return [
         _one("topic", lambda data: parse_device_topic(_text(data)), wire, topics, parse_device_topic),
         _one("identifier", lambda data: checked_identifier(_text(data), kind="device"), wire, (b"device-1",), checked_identifier),
+        _one("owner's hours", lambda data: parse_hours(_text(data).split("\n")), (ValueError,), (b"22:00-06:00",), parse_hours),
         _one("plan", decode_plan, wire, (encode_plan(_PLAN),), decode_plan),
         _one("tensors", lambda data: decode_tensors(data, _SPECS), wire, (encode_tensors(_TENSORS),), decode_tensors),
         _one(
@@ -138,7 +138,8 @@ def _frame_decoders() -> list[Decoder]:
         duration_s=1.0,
     )
     streams = []
-    for frame in (job, result):
+    frames: tuple[Frame, ...] = (job, result)
+    for frame in frames:
         stream = io.BytesIO()
         write_frame(stream, frame)
         streams.append(stream.getvalue())
@@ -186,7 +187,12 @@ def _stored_decoders() -> list[Decoder]:
         PendingReport(population="p", device_id="d1", task_id="task-1", report=report, update=update)
     )
     leaves = encode_leaves(
-        [("num_weights", 1), ("a", np.ones((2, 3), np.float32)), ("b", np.array([b"x", b"yz\0"], object)), ("c", b"raw")]
+        [
+            ("num_weights", 1),
+            ("a", np.ones((2, 3), np.float32)),
+            ("b", np.array([b"x", b"yz\0"], object)),
+            ("c", b"raw"),
+        ]
     )
     sealed = "edge_client.checked_file.unseal"
     return [

@@ -34,8 +34,12 @@ from wire_protocol.tensors import encode_tensors
 __all__ = ["SEPARATOR", "file_decoders"]
 
 SEPARATOR: Final = b"\n--cut--\n"
-_FEW: Final = 0.25
-_VERY_FEW: Final = 0.02
+_FEW: Final = 0.12
+_VERY_FEW: Final = 0.006
+_ENVIRONMENT: Final = b"""FLOCKWISE__DEVICE__POPULATION=p
+FLOCKWISE__BROKER__URL=mqtts://h
+FLOCKWISE__DATA__PATH=d
+FLOCKWISE__TRAINING__NUM_THREADS=2"""
 _CONFIG: Final = b"""[device]
 population = "p"
 [broker]
@@ -82,7 +86,7 @@ def _example_decoders(scratch: Path) -> list[Decoder]:
         ),
         Decoder(
             name="examples npy",
-            decode=_on_file(npy, lambda path: read_array(path)),
+            decode=_on_file(npy, read_array),
             documented=data_errors,
             seeds=[npy.read_bytes()],
             covers=("edge_client.import_examples.read_array",),
@@ -107,10 +111,7 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
             name="environment",
             decode=lambda data: load_config(None, _environment(data)),
             documented=(ConfigError,),
-            seeds=[
-                b"FLOCKWISE__DEVICE__POPULATION=p\nFLOCKWISE__BROKER__URL=mqtt://h\nFLOCKWISE__DATA__PATH=d\n"
-                b"FLOCKWISE__TRAINING__NUM_THREADS=2"
-            ],
+            seeds=[_ENVIRONMENT],
             covers=(),
             share=_FEW,
         ),
@@ -152,7 +153,9 @@ def _coordinator_decoders(scratch: Path) -> list[Decoder]:
         ),
         Decoder(
             name="state files",
-            decode=_on_file(states / "state_0000000001.fwstate", lambda path: CheckpointStore(path.parent).load_latest()),
+            decode=_on_file(
+                states / "state_0000000001.fwstate", lambda path: CheckpointStore(path.parent).load_latest()
+            ),
             documented=(CheckpointDamaged,),
             seeds=[state],
             covers=("coordinator.checkpoints.CheckpointStore.load_latest",),
