@@ -21,6 +21,7 @@ from coordinator.aggregation_spec import AggregationSpec, decode_aggregation_spe
 from coordinator.checkpoints import decode_leaves, encode_leaves
 from coordinator.errors import CheckpointDamaged, InvalidConfig
 from edge_client.checked_file import SEAL_BYTES, seal, unseal
+from edge_client.crash_record import CrashRecord, decode_record, encode_record
 from edge_client.eligibility.hours import parse_hours
 from edge_client.errors import CorruptState, FrameError
 from edge_client.pending_report import PendingReport, decode_pending, encode_pending
@@ -194,6 +195,7 @@ def _stored_decoders() -> list[Decoder]:
             ("c", b"raw"),
         ]
     )
+    record = encode_record(CrashRecord(num_bad_starts=2, task_id="task-1", safe_left_s=60.0, reason="died"))
     sealed = "edge_client.checked_file.unseal"
     return [
         _one("pending report", decode_pending, (CorruptState,), (pending,), decode_pending),
@@ -202,6 +204,14 @@ def _stored_decoders() -> list[Decoder]:
             decode=lambda body: decode_pending(seal(b"OB", body)),
             documented=(CorruptState,),
             seeds=[pending[SEAL_BYTES:]],
+            covers=(),
+        ),
+        _one("crash record", decode_record, (CorruptState,), (record,), decode_record),
+        Decoder(
+            name="crash record body",
+            decode=lambda body: decode_record(seal(b"CR", body)),
+            documented=(CorruptState,),
+            seeds=[record[SEAL_BYTES:]],
             covers=(),
         ),
         Decoder(

@@ -12,6 +12,7 @@ PACKAGES = ("wire_protocol", "broker_link", "edge_client", "coordinator", "model
 WORDS = ("decode_", "read_", "parse_", "load_", "unseal")
 NOT_FROM_OUTSIDE = {
     "model_export.keras_graph.read_graph": "takes a Keras model",
+    "edge_client.crash_guard.read_record": "decode_record is this",
     "wire_protocol.integer_updates.decode_sum": "takes an array of our own",
     "coordinator.checkpoints.CheckpointFiles.read_latest": "CheckpointStore.load_latest is this",
     "coordinator.tff.state_manager.DurableStateManager.load_latest": "reads by CheckpointFiles, needs TFF",
