@@ -14,11 +14,13 @@ from coordinator.aggregation import ClientUpdate
 from coordinator.errors import UpdateRejected
 from wire_protocol.blobs import DIGEST_BYTES
 from wire_protocol.errors import MalformedMessage, NonFiniteTensor, OversizedMessage, TensorMismatch
+from wire_protocol.integer_updates import decode_integer_update, max_integer_update_bytes
 from wire_protocol.messages import Metrics, RejectionReason, Report, RoundKind
 from wire_protocol.plan import TrainingPlan
+from wire_protocol.private_reports import PRIVATE_METRICS, PRIVATE_NUM_EXAMPLES, PRIVATE_WEIGHT
 from wire_protocol.tensors import Tensors, decode_tensors, max_encoded_bytes
 
-__all__ = ["AdmissionPolicy", "admit_header", "admit_update", "update_norm"]
+__all__ = ["AdmissionPolicy", "admit_header", "admit_update", "decode_client_update", "update_norm"]
 
 _CORRECT_TOLERANCE = 1e-3
 
@@ -47,13 +49,26 @@ def admit_header(report: Report, *, kind: RoundKind, plan: TrainingPlan, policy:
     if (update is not None) != (kind is RoundKind.TRAIN):
         raise UpdateRejected(RejectionReason.WRONG_SHAPE, f"an update is expected in a {kind.value} round alone")
     if update is not None:
-        if update.num_bytes > max_encoded_bytes(plan.weights):
+        is_private = plan.privacy is not None
+        largest = max_integer_update_bytes(plan.weights) if is_private else max_encoded_bytes(plan.weights)
+        if update.num_bytes > largest:
             raise UpdateRejected(RejectionReason.OVERSIZED, f"update of {update.num_bytes} bytes")
         expected = 0 if update.num_pieces == 1 else update.num_pieces * DIGEST_BYTES
         if len(report.piece_digests) != expected:
             raise UpdateRejected(RejectionReason.MALFORMED, "piece digests do not fit the update's size")
+    if plan.privacy is not None:
+        _check_says_nothing(report)
+        return
     _check_weight(report, plan, policy)
     _check_metrics(report.metrics, report.num_examples * plan.num_epochs)
+
+
+def _check_says_nothing(report: Report) -> None:
+    """A private report has weight 1 and no figures: the sensitivity of the sum rests on the one, privacy on the other."""
+    if (report.num_examples, report.aggregation_weight) != (PRIVATE_NUM_EXAMPLES, PRIVATE_WEIGHT):
+        raise UpdateRejected(RejectionReason.BAD_WEIGHT, "a private report has weight 1")
+    if report.metrics != PRIVATE_METRICS:
+        raise UpdateRejected(RejectionReason.BAD_METRICS, "a private report has no figures of local data")
 
 
 def _check_weight(report: Report, plan: TrainingPlan, policy: AdmissionPolicy) -> None:
@@ -81,13 +96,13 @@ def admit_update(data: bytes, report: Report, *, plan: TrainingPlan, policy: Adm
         policy: The norm bound.
 
     Returns:
-        A client update whose tensors are finite float32 of the plan's shapes.
+        A client update whose tensors are finite float32 of the plan's shapes, or, of a private plan, its integers.
 
     Raises:
         UpdateRejected: With the reason.
     """
     try:
-        model_delta = decode_tensors(data, plan.weights)
+        update = decode_client_update(data, plan, aggregation_weight=report.aggregation_weight, metrics=report.metrics)
     except OversizedMessage as error:
         raise UpdateRejected(RejectionReason.OVERSIZED, str(error)) from error
     except TensorMismatch as error:
@@ -96,11 +111,31 @@ def admit_update(data: bytes, report: Report, *, plan: TrainingPlan, policy: Adm
         raise UpdateRejected(RejectionReason.NON_FINITE, str(error)) from error
     except MalformedMessage as error:
         raise UpdateRejected(RejectionReason.MALFORMED, str(error)) from error
-    norm = update_norm(model_delta)
+    norm = update_norm(update.model_delta)
     # Not `norm > bound`, which NaN would pass; the tensors are finite here, but a clip test is written safe or not at all.
     if not norm <= policy.max_update_norm:
         raise UpdateRejected(RejectionReason.NORM_TOO_LARGE, f"norm {norm:.6g}")
-    return ClientUpdate(model_delta=model_delta, aggregation_weight=report.aggregation_weight, metrics=report.metrics)
+    return update
+
+
+def decode_client_update(
+    data: bytes, plan: TrainingPlan, *, aggregation_weight: float, metrics: Metrics
+) -> ClientUpdate:
+    """Decodes an update as its plan says: tensors, or the integers of a private task.
+
+    Raises:
+        WireError: The bytes are not such an update.
+    """
+    if plan.privacy is None:
+        return ClientUpdate(
+            model_delta=decode_tensors(data, plan.weights), aggregation_weight=aggregation_weight, metrics=metrics
+        )
+    return ClientUpdate(
+        model_delta=(),
+        integers=decode_integer_update(data, plan.weights),
+        aggregation_weight=aggregation_weight,
+        metrics=metrics,
+    )
 
 
 def update_norm(model_delta: Tensors) -> float:

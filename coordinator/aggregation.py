@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.errors import StateMismatch, UpdateMismatch
+from wire_protocol.integer_updates import IntegerUpdate
 from wire_protocol.messages import Metrics
 from wire_protocol.plan import TensorSpec
 from wire_protocol.tensors import Tensors
@@ -61,10 +62,14 @@ class ClientUpdate:
     """The update's weight in a weighted mean; an unweighted aggregator ignores it."""
     metrics: Metrics
     """Sums over the examples visited while training."""
+    integers: IntegerUpdate | None = None
+    """uint32 [d], modulo 2^32, of a private task; ``model_delta`` is empty then."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.aggregation_weight) and self.aggregation_weight > 0):
             raise ValueError(f"aggregation_weight must be positive and finite, not {self.aggregation_weight}")
+        if (self.integers is not None) == bool(self.model_delta):
+            raise ValueError("an update is either a model_delta or integers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)

@@ -45,6 +45,7 @@ from wire_protocol.messages import (
     message_kind,
 )
 from wire_protocol.model_contract import CONTRACT_VERSION
+from wire_protocol.plan import TrainingPlan
 from wire_protocol.topics import parse_device_topic, population_round, population_task, status_filter, up_filter
 
 __all__ = ["FleetCoordinator"]
@@ -115,6 +116,11 @@ class FleetCoordinator:
     def policy(self) -> RoundPolicy:
         """Goals and time limits of rounds."""
         return self._policy
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """What devices are asked to run."""
+        return self._bundle.plan
 
     @property
     def current_round(self) -> Round | None:

@@ -31,6 +31,11 @@ class RoundIds:
                     f"{path} does not hold a round number; write the last round's number into it"
                 ) from error
 
+    @property
+    def last_id(self) -> int:
+        """The last id handed out; 0 if none was."""
+        return self._last
+
     def next_id(self) -> int:
         """The next id.
 

@@ -13,7 +13,8 @@ from typing import Protocol
 from broker_link.failpoints import hit
 from broker_link.link import LinkEvent
 from coordinator.actions import Action, CohortAssigned, Fold, FoldMetrics, Publish, RoundEnded, RoundOrder
-from coordinator.aggregation import Aggregator, ClientUpdate, EvaluationAccumulator, RoundAccumulator, ServerState
+from coordinator.admission import decode_client_update
+from coordinator.aggregation import Aggregator, EvaluationAccumulator, RoundAccumulator, ServerState
 from coordinator.errors import AggregationError
 from coordinator.fleet import FleetCoordinator
 from coordinator.round_ids import RoundIds
@@ -22,10 +23,9 @@ from coordinator.round_recovery import recover
 from coordinator.round_table import Round, RoundEvent, RoundState
 from wire_protocol.errors import WireError
 from wire_protocol.messages import RejectionReason, RoundKind
-from wire_protocol.plan import TensorSpec
-from wire_protocol.tensors import decode_tensors, encode_tensors
+from wire_protocol.tensors import encode_tensors
 
-__all__ = ["RoundLoop", "RoundSchedule", "RoundSummary", "StateStore"]
+__all__ = ["RoundLoop", "RoundPrices", "RoundSchedule", "RoundSummary", "StateStore"]
 
 _LOG = logging.getLogger(__name__)
 _WATCHED_KINDS = frozenset({"assignment", "receipt"})
@@ -36,6 +36,16 @@ class StateStore(Protocol):
 
     def save(self, state: ServerState) -> None:
         """Makes a state durable."""
+
+
+class RoundPrices(Protocol):
+    """What the rounds of a private task cost its devices, and which of them are still allowed."""
+
+    def allows(self, round_id: int) -> bool:
+        """Whether this round may be opened."""
+
+    def epsilon_after(self, round_id: int) -> float:
+        """What every round up to this one has cost a device."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +78,8 @@ class RoundSummary:
     duration_s: float
     num_commits: int
     """Committed training rounds so far, this one included."""
+    epsilon: float | None = None
+    """What a device that took part in every round has been charged by now; None if the task is not private."""
 
 
 class RoundLoop:
@@ -82,6 +94,7 @@ class RoundLoop:
         publish: Sends a message: (topic, payload, retain).
         round_ids: Numbers the rounds.
         on_round: Told of every round that is over, with the state that it left.
+        budget: Of a private task: no round is opened that would pass it.
         journal: What was assigned and counted is durable here before a device is told so.
         flushes_itself: Whether each call ends with a `flush`; an owner that says False calls it, and so lets many
             updates share one disk flush.
@@ -98,6 +111,7 @@ class RoundLoop:
         publish: Callable[[str, bytes, bool], None],
         round_ids: RoundIds,
         on_round: Callable[[RoundSummary, ServerState], None],
+        budget: RoundPrices | None = None,
         journal: Journal | None = None,
         flushes_itself: bool = True,
     ) -> None:
@@ -108,6 +122,7 @@ class RoundLoop:
         self._publish = publish
         self._round_ids = round_ids
         self._on_round = on_round
+        self._budget = budget
         self._journal = journal or ForgetfulJournal()
         self._flushes_itself = flushes_itself
         self._noted: list[Fold | FoldMetrics] = []
@@ -118,6 +133,8 @@ class RoundLoop:
         self.state = state
         self.num_commits = state.num_commits
         self.is_done = False
+        self.budget_is_spent = False
+        """Whether the loop ended because one more round would have cost the devices too much."""
 
     @property
     def gave_up(self) -> bool:
@@ -237,9 +254,9 @@ class RoundLoop:
     def _as_fold(self, contribution: Contribution) -> Fold | FoldMetrics:
         if contribution.model_delta is None:
             return FoldMetrics(device_id=contribution.device_id, metrics=contribution.metrics)
-        specs = [TensorSpec(shape=weight.shape) for weight in self._aggregator.weights(self.state)]
-        update = ClientUpdate(
-            model_delta=decode_tensors(contribution.model_delta, specs),
+        update = decode_client_update(
+            contribution.model_delta,
+            self._fleet.plan,
             aggregation_weight=contribution.aggregation_weight,
             metrics=contribution.metrics,
         )
@@ -255,6 +272,9 @@ class RoundLoop:
 
     def _open_next(self, now: float) -> list[Action]:
         if self.num_commits >= self._schedule.num_commits and not self._evaluation_is_due:
+            self.is_done = True
+        if self._budget is not None and not self._budget.allows(self._round_ids.last_id + 1):
+            self.budget_is_spent = not self.is_done
             self.is_done = True
         if self.gave_up:
             self.is_done = True
@@ -291,6 +311,7 @@ class RoundLoop:
             metrics=metrics,
             duration_s=now - round_.opened_at,
             num_commits=self.num_commits,
+            epsilon=None if self._budget is None else self._budget.epsilon_after(round_.round_id),
         )
         _LOG.info(
             "round_%s round_id=%d kind=%s updates=%d assigned=%d",

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from broker_link.link import LinkEvent
 from broker_link.paho_link import LinkTiming, PahoLink
@@ -25,6 +26,10 @@ from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.task_bundle import TaskBundle
 from wire_protocol.identifiers import checked_identifier
+from wire_protocol.privacy_spec import PrivacySpec
+
+if TYPE_CHECKING:
+    from coordinator.privacy_budget import RoundBudget
 
 __all__ = [
     "ServerConfig",
@@ -177,6 +182,7 @@ def run_rounds(
         publish=lambda topic, payload, retain: link.publish(topic, payload, retain=retain),
         round_ids=task.round_ids,
         on_round=on_round,
+        budget=None if bundle.plan.privacy is None else _round_budget(bundle.plan.privacy),
         journal=task.journal,
         flushes_itself=False,
     )
@@ -190,6 +196,12 @@ def run_rounds(
         link.stop()
         task.journal.close()
     return loop
+
+
+def _round_budget(spec: PrivacySpec) -> "RoundBudget":
+    from coordinator.privacy_budget import RoundBudget
+
+    return RoundBudget(spec)
 
 
 def _step(loop: RoundLoop, events: "queue.SimpleQueue[LinkEvent]") -> None:

@@ -40,6 +40,13 @@
     hours = []                        # any time; or ["22:00-06:00", "sat,sun 00:00-24:00"]: days when it begins
     time_zone = ""                    # of the hours: the system's if left out, or such as "Europe/Berlin"
     min_free_disk_mb = "auto"         # 50
+    [privacy]
+    epsilon = 8.0                     # what this device may spend in its life; can later only be lowered
+    delta = 1e-5
+    required = false                  # whether tasks without differential privacy are refused
+    min_contributors = 10             # smallest cohort in whose sum this device hides
+    min_noise_multiplier = 0.3
+    modes = ["distributed", "local"]  # "central" trusts the coordinator with unnoised updates
 
 ``FLOCKWISE__TRAINING__NUM_THREADS=2`` overrides ``num_threads`` of ``[training]``. Relative paths count from the
 directory of the file. What is not listed here is refused, with the nearest name that exists.
@@ -54,6 +61,7 @@ from broker_link.broker_url import BrokerUrl, parse_broker_url
 from broker_link.errors import PlaintextRefused
 from broker_link.tls import refuse_plaintext
 from edge_client.eligibility.policy import EligibilitySection
+from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from wire_protocol.identifiers import checked_identifier
 
 __all__ = [
@@ -62,6 +70,7 @@ __all__ = [
     "DeviceSection",
     "EdgeConfig",
     "EligibilitySection",
+    "PrivacySection",
     "TrainingSection",
     "config_as_dict",
 ]
@@ -147,6 +156,32 @@ class TrainingSection(_Section, frozen=True, kw_only=True):
             )
 
 
+class PrivacySection(_Section, frozen=True, kw_only=True):
+    """What the owner insists on before anything private leaves; see ``edge_client.privacy.release_desk``."""
+
+    epsilon: Annotated[float, msgspec.Meta(ge=0)] = 8.0
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
+    required: bool = False
+    min_contributors: Annotated[int, msgspec.Meta(ge=1)] = 10
+    min_noise_multiplier: Annotated[float, msgspec.Meta(gt=0)] = 0.3
+    modes: tuple[Literal["local", "distributed", "central"], ...] = ("distributed", "local")
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and math.isfinite(self.min_noise_multiplier)):
+            raise ValueError("epsilon and min_noise_multiplier must be finite")
+
+    @property
+    def rules(self) -> PrivacyRules:
+        """The same as the desk takes it."""
+        return PrivacyRules(
+            budget=PrivacyBudget(epsilon=self.epsilon, target_delta=self.delta),
+            is_required=self.required,
+            min_contributors=self.min_contributors,
+            min_noise_multiplier=self.min_noise_multiplier,
+            modes=frozenset(self.modes),
+        )
+
+
 class EdgeConfig(_Section, frozen=True, kw_only=True):
     """Everything."""
 
@@ -155,6 +190,7 @@ class EdgeConfig(_Section, frozen=True, kw_only=True):
     data: DataSection
     training: TrainingSection = TrainingSection()
     eligibility: EligibilitySection = EligibilitySection()
+    privacy: PrivacySection = PrivacySection()
 
 
 def config_as_dict(config: EdgeConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from edge_client.config import (
     DeviceSection,
     EdgeConfig,
     EligibilitySection,
+    PrivacySection,
     TrainingSection,
 )
 from edge_client.errors import ConfigError
@@ -40,6 +41,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "data": DataSection,
     "training": TrainingSection,
     "eligibility": EligibilitySection,
+    "privacy": PrivacySection,
 }
 _PATHS: Final = (
     ("device", "state_dir"),

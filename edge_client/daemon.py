@@ -4,6 +4,7 @@ One loop in one thread takes events from a queue (from the link's threads, from 
 gives them to the agent, and does what the agent asks.
 """
 
+import functools
 import importlib.metadata
 import logging
 import math
@@ -23,14 +24,14 @@ from edge_client.agent import DeviceAgent
 from edge_client.blob_store import FileBlobStore
 from edge_client.broker_access import broker_url_with_login, client_certificate
 from edge_client.channel import DeviceChannel
-from edge_client.config import EdgeConfig
+from edge_client.config import EdgeConfig, PrivacySection
 from edge_client.counts import RoundEnding, RoundOutcome
 from edge_client.crash_guard import CrashGuard
 from edge_client.crash_record import CrashLimits
 from edge_client.eligibility.machine import Machine
 from edge_client.eligibility.monitor import EligibilityMonitor
 from edge_client.eligibility.survey import OwnWork, Survey
-from edge_client.errors import StorageError
+from edge_client.errors import EdgeClientError, StorageError
 from edge_client.events import (
     Action,
     DeviceEvent,
@@ -46,6 +47,8 @@ from edge_client.events import (
     TrainingFinished,
 )
 from edge_client.outbox import Outbox
+from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.release_desk import ReleaseDesk
 from edge_client.service_manager import ServiceManager
 from edge_client.session import SessionState
 from edge_client.settings import AgentSettings
@@ -54,6 +57,7 @@ from edge_client.state_writer import StateWriter
 from edge_client.time_floor import TimeFloor
 from edge_client.trainer_options import TrainerOptions
 from edge_client.trainer_process import TrainerProcess
+from edge_client.training import TrainingJob, withdrawal_reason
 
 __all__ = ["Daemon", "MakeLink", "client_version", "once", "paho_link", "run"]
 
@@ -142,6 +146,8 @@ class Daemon:
             bytes_written=lambda: self._writer.num_bytes_in_the_last_hour,
             settings=settings,
         )
+        self._desk = _release_desk(config.privacy, self._state_dir.ledger)
+        self._job: TrainingJob | None = None
         training = config.training
         self._trainer = TrainerProcess(
             options=TrainerOptions(
@@ -208,7 +214,7 @@ class Daemon:
         if ended is not None:
             hit("device.job.finished")
             self._guard.job_over(ended)
-            self._handle(ended)
+            self._handle(self._let_out(ended))
         self._guard.tick()
         self._follow_guard()
         if time.monotonic() >= self.agent.next_wakeup():
@@ -296,7 +302,7 @@ class Daemon:
                     self._send(action)
                 case StartJob():
                     hit("device.job.before_start")
-                    self._trainer.start(action.job)
+                    self._start(action.job)
                     hit("device.job.after_start")
                 case StopJob():
                     self._trainer.stop()
@@ -309,6 +315,26 @@ class Daemon:
                         return
                 case DropReport():
                     self._outbox.drop(action.round_id)
+
+    def _start(self, job: TrainingJob) -> None:
+        """Starts a job, unless its result could not be let out anyway."""
+        self._job = job
+        try:
+            self._desk.check(job)
+        except EdgeClientError as error:
+            self._handle(_refused(job, error))
+            return
+        self._trainer.start(job)
+
+    def _let_out(self, ended: TrainingFinished | TrainingFailed) -> TrainingFinished | TrainingFailed:
+        """What of a result may be published; a private update is charged here, before anything else happens to it."""
+        job = self._job
+        if isinstance(ended, TrainingFailed) or job is None or job.round_id != ended.round_id:
+            return ended
+        try:
+            return TrainingFinished(round_id=ended.round_id, result=self._desk.release(job, ended.result))
+        except EdgeClientError as error:
+            return _refused(job, error)
 
     def _is_stored(self, action: StoreReport) -> bool:
         try:
@@ -373,6 +399,15 @@ def once(config: EdgeConfig, *, timeout_s: float = math.inf, make_link: MakeLink
     _stop_on_signals(daemon)
     daemon.serve(until=lambda agent: agent.last_outcome is not None, timeout_s=timeout_s)
     return daemon.agent.last_outcome
+
+
+def _refused(job: TrainingJob, error: EdgeClientError) -> TrainingFailed:
+    detail = f"{type(error).__name__}: {error}"
+    return TrainingFailed(round_id=job.round_id, reason=withdrawal_reason(error), detail=detail)
+
+
+def _release_desk(section: PrivacySection, ledger: Path) -> ReleaseDesk:
+    return ReleaseDesk(functools.partial(PrivacyLedger, ledger, budget=section.rules.budget), section.rules)
 
 
 def _stop_on_signals(daemon: Daemon) -> None:

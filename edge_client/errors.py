@@ -13,6 +13,7 @@
     │   └── NonFiniteUpdate    training produced NaN or infinity: nothing leaves the device
     ├── FrameError             bytes between daemon and trainer that are no frame (the trainer is restarted)
     ├── BudgetExceeded         a release would cost more than the owner allows: nothing leaves the device, for good
+    ├── PrivacyRefused         the owner's rules do not allow what the plan asks: the assignment is given back
     └── StorageError           the state directory cannot be read or written (disk full, permissions)
         ├── CorruptState       a file in it is not what was written (quarantined, never fatal)
         └── LedgerDamaged      the privacy ledger is not what was written: nothing private may leave the device
@@ -34,6 +35,7 @@ __all__ = [
     "IllegalTransition",
     "LedgerDamaged",
     "NonFiniteUpdate",
+    "PrivacyRefused",
     "StorageError",
     "TooFewExamples",
     "TrainingError",
@@ -102,3 +104,7 @@ class LedgerDamaged(StorageError):
 
 class BudgetExceeded(EdgeClientError):
     """A release would cost more than the owner allows."""
+
+
+class PrivacyRefused(EdgeClientError):
+    """The owner's rules do not allow what the plan asks."""

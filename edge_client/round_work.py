@@ -186,7 +186,8 @@ class RoundWork:
             return []
         if isinstance(event, TrainingFailed):
             return self._give_back(event.reason)
-        if (event.result.model_delta is None) == (assignment.kind is RoundKind.TRAIN):
+        has_update = event.result.model_delta is not None or event.result.private_update is not None
+        if has_update != (assignment.kind is RoundKind.TRAIN):
             raise IllegalTransition(f"the result of a {assignment.kind.value} job is of the other kind")
         try:
             report, update = make_report(assignment, event.result, piece_bytes=context.piece_bytes)

@@ -54,6 +54,11 @@ class StateDir:
         """What is known about failures of this device."""
         return self._path / "crashes"
 
+    @property
+    def ledger(self) -> Path:
+        """The privacy ledger."""
+        return self._path / "privacy.sqlite"
+
     def lock(self) -> None:
         """Keeps every other daemon out until ``unlock`` or the end of this process.
 

@@ -7,10 +7,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.errors import ExampleMismatch, NonFiniteUpdate, TooFewExamples
+from edge_client.errors import (
+    BudgetExceeded,
+    ExampleMismatch,
+    NonFiniteUpdate,
+    PrivacyRefused,
+    StorageError,
+    TooFewExamples,
+)
 from wire_protocol.messages import Metrics, RoundKind, WithdrawalReason
 from wire_protocol.plan import TrainingPlan
-from wire_protocol.tensors import Tensors
+from wire_protocol.tensors import Tensors, encode_tensors
 
 __all__ = [
     "ArrayExamples",
@@ -42,7 +49,9 @@ class TrainingResult:
     """What came of a job."""
 
     model_delta: Tensors | None
-    """trained - received, finite; None after an evaluation."""
+    """trained - received, finite; None after an evaluation, and once it was made private."""
+    private_update: bytes | None = None
+    """The encoded integer update of a private task: what may leave the device."""
     num_examples: int
     """Size of the device's example store."""
     aggregation_weight: float
@@ -55,6 +64,13 @@ class TrainingResult:
             raise ValueError("a result needs at least one example")
         if not (math.isfinite(self.aggregation_weight) and self.aggregation_weight > 0):
             raise ValueError(f"aggregation_weight must be positive and finite, not {self.aggregation_weight}")
+        if self.model_delta is not None and self.private_update is not None:
+            raise ValueError("a private update takes the place of the model_delta, it does not go beside it")
+
+    @property
+    def encoded_update(self) -> bytes | None:
+        """The bytes of the client update; None after an evaluation."""
+        return encode_tensors(self.model_delta) if self.model_delta is not None else self.private_update
 
 
 class Examples(Protocol):
@@ -158,6 +174,8 @@ def withdrawal_reason(error: Exception) -> WithdrawalReason:
             return WithdrawalReason.TOO_FEW_EXAMPLES
         case ExampleMismatch():
             return WithdrawalReason.DATA_MISMATCH
+        case BudgetExceeded() | PrivacyRefused() | StorageError():
+            return WithdrawalReason.NOT_ELIGIBLE
         case NonFiniteUpdate():
             return WithdrawalReason.NON_FINITE_UPDATE
         case _:

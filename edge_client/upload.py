@@ -13,7 +13,6 @@ from edge_client.settings import UploadSettings
 from edge_client.training import TrainingResult
 from wire_protocol.blobs import SplitBlob, split_blob
 from wire_protocol.messages import Assignment, Piece, Receipt, ReceiptStatus, Report
-from wire_protocol.tensors import encode_tensors
 
 __all__ = ["ReportUpload", "UploadMessage", "make_report"]
 
@@ -30,8 +29,9 @@ def make_report(assignment: Assignment, result: TrainingResult, *, piece_bytes: 
         BlobError: The update has too many pieces of this size.
     """
     update = None
-    if result.model_delta is not None:
-        update = split_blob(encode_tensors(result.model_delta), piece_bytes=piece_bytes)
+    encoded = result.encoded_update
+    if encoded is not None:
+        update = split_blob(encoded, piece_bytes=piece_bytes)
     report = Report(
         round_id=assignment.round_id,
         nonce=assignment.nonce,

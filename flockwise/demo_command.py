@@ -17,10 +17,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "csv": {"devices": 1, "rounds": 10, "epochs": 5, "batch_size": 16, "learning_rate": 0.05, "model": "mlp"},
 }
 
+_PRIVATE_DEFAULTS: dict[str, Any] = {"devices": 60, "model": "linear", "epochs": 2}
+"""Privacy needs many devices and a small model."""
+
 
 @click.command()
 @click.option("--dataset", type=click.Choice(["digits", "mnist", "csv"]), default="digits", show_default=True)
-@click.option("--model", type=click.Choice(["mlp", "cnn"]), help="[default: mlp for digits, cnn for mnist]")
+@click.option(
+    "--model",
+    type=click.Choice(["mlp", "cnn", "linear"]),
+    help="[default: mlp for digits, cnn for mnist, linear with --epsilon]",
+)
 @click.option("--devices", type=click.IntRange(1, 500), help="[default: 20 for digits, 5 for mnist]")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds to commit. [default: 10]")
 @click.option("--epochs", type=click.IntRange(1), help="Local passes per round. [default: 5 for digits, 1 for mnist]")
@@ -41,6 +48,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "--out", "out_dir", type=click.Path(path_type=Path), default=Path("flockwise-demo"), show_default=True,
     help="Gets curve.png and report.json.",
 )  # fmt: skip
+@click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="Device-level privacy of all rounds together.")
+@click.option("--clipping-norm", type=float, default=0.5, show_default=True, help="Of updates, with --epsilon.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The report on standard output, progress on standard error.")
 def demo(**options: Any) -> None:
@@ -50,7 +59,8 @@ def demo(**options: Any) -> None:
 
     Example: flockwise demo --dataset mnist --model cnn --devices 5 --rounds 10
     """
-    for name, value in _DEFAULTS[options["dataset"]].items():
+    defaults = _DEFAULTS[options["dataset"]] | (_PRIVATE_DEFAULTS if options["epsilon"] is not None else {})
+    for name, value in defaults.items():
         if options[name] is None:
             options[name] = value
     sys.exit(_demo(options))
@@ -88,6 +98,8 @@ def _run(options: dict[str, Any]) -> int:
         data_dir=options["data_dir"],
         out_dir=options["out_dir"],
         seed=options["seed"],
+        epsilon=options["epsilon"],
+        clipping_norm=options["clipping_norm"],
     )
     console = Console(stderr=options["as_json"])
     with console.status("starting") as status:
@@ -97,9 +109,10 @@ def _run(options: dict[str, Any]) -> int:
             status.update(text)
 
         def on_round(row: DemoRound) -> None:
+            epsilon = "" if row.epsilon is None else f"  epsilon {row.epsilon:.3f}"
             console.print(
                 f"  round {row.round_id:3d}  updates {row.num_reports}/{row.num_assigned}  test accuracy "
-                f"{row.test_accuracy:7.2%}  loss {row.test_loss:.4f}  {row.duration_s:5.1f} s"
+                f"{row.test_accuracy:7.2%}  loss {row.test_loss:.4f}{epsilon}  {row.duration_s:5.1f} s"
             )
 
         report = run_demo(config, on_progress=on_progress, on_round=on_round)
@@ -111,12 +124,23 @@ def _run(options: dict[str, Any]) -> int:
     return 0 if report.finished else _UNFINISHED
 
 
+def _privacy_line(report: Any) -> str:
+    spent = report.rounds[-1].epsilon if report.rounds else None
+    if spent is None:
+        return "none: the coordinator sees each device's update"
+    return (
+        f"epsilon {spent:.3f} at delta {report.config.target_delta:g}, per device, for whoever sees the models; "
+        "the coordinator is trusted not to look at single updates"
+    )
+
+
 def _table(report: Any) -> Any:
     from rich.table import Table
 
     table = Table(title="What happened", show_header=False)
     rows = {
         "test accuracy": f"{report.final_accuracy:.2%} (examples that no device holds)",
+        "privacy": _privacy_line(report),
         "federated evaluation": "  ".join(f"{name} {value:.4g}" for name, value in report.evaluation.items()) or "none",
         "devices, rounds": f"{report.config.num_devices}, {len(report.rounds)} committed, {report.num_abandoned} abandoned",
         "reports rejected": "  ".join(f"{name} {count}" for name, count in report.rejections.items()) or "none",

@@ -4,7 +4,9 @@ Nothing is imitated: the devices are the daemons of `edge_client`, the broker sp
 """
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import tempfile
 import time
@@ -12,9 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator
 from coordinator.broker_choice import broker_at
+from coordinator.private_sum import private_aggregator
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.server import ServerConfig, TaskState, open_task_state, run_rounds, tff_aggregator
@@ -28,6 +33,7 @@ from simulators.errors import FleetFailed
 from simulators.process_fleet import ProcessFleet, write_device_config
 from simulators.scenario import Scenario, load_scenario
 from wire_protocol.messages import RoundKind
+from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.tensors import Tensors
 
 __all__ = ["run_demo"]
@@ -70,7 +76,8 @@ def run_demo(
         bundle, certificate = _export(config, scenario, root / "bundle")
         clock.lap("export")
         on_progress("compiling the server side with TensorFlow Federated")
-        aggregator = tff_aggregator(bundle, config.aggregation)
+        policy = _round_policy(config)
+        aggregator = private_aggregator(tff_aggregator(bundle, config.aggregation), bundle.plan, policy)
         task = open_task_state(root / "state", bundle, aggregator)
         clock.lap("compile")
         on_progress(f"training on {scenario.num_devices} devices over {url}")
@@ -100,11 +107,28 @@ def _start_devices(config: DemoConfig, scenario: Scenario, root: Path, url: str)
     for index in range(scenario.num_devices):
         device_id = scenario.device_id(index)
         configs.append(
-            write_device_config(root, device_id=device_id, population=_POPULATION, broker_url=url, num_threads=1)
+            write_device_config(
+                root,
+                device_id=device_id,
+                population=_POPULATION,
+                broker_url=url,
+                num_threads=1,
+                privacy=_device_rules(config),
+            )
         )
         x, y = scenario.examples(index)
         write_examples(root / device_id / "data", x=x, y=y)
     return ProcessFleet(configs, num_processes=config.num_processes, log_dir=root / "logs")
+
+
+def _device_rules(config: DemoConfig) -> str:
+    """What the owners of the demo's devices insist on, as a section of their configuration."""
+    if config.epsilon is None:
+        return ""
+    return (
+        f"[privacy]\nepsilon = {config.epsilon!r}\ndelta = {config.target_delta!r}\nrequired = true\n"
+        f"min_contributors = {_least_contributors(config)}\n"
+    )
 
 
 def _export(config: DemoConfig, scenario: Scenario, directory: Path) -> tuple[TaskBundle, dict[str, Any]]:
@@ -123,7 +147,7 @@ def _export(config: DemoConfig, scenario: Scenario, directory: Path) -> tuple[Ta
         seed=config.seed,
     )
     certificate: dict[str, Any] = json.loads((directory / BUNDLE_CERTIFICATE).read_text())
-    return read_task_bundle(directory), certificate
+    return _made_private(read_task_bundle(directory), config), certificate
 
 
 class _Show:
@@ -152,7 +176,8 @@ class _Show:
                 round_id=summary.round_id,
                 num_reports=summary.num_reports,
                 num_assigned=summary.num_assigned,
-                training_loss=summary.metrics["loss"],
+                training_loss=summary.metrics.get("loss"),
+                epsilon=summary.epsilon,
                 test_accuracy=accuracy,
                 test_loss=loss,
                 duration_s=summary.duration_s,
@@ -184,17 +209,15 @@ def _run(
     task: TaskState,
 ) -> RoundLoop:
     """Runs the rounds; ends early if a device process dies."""
-    num_devices = config.num_devices
     server = ServerConfig(
         broker_url=url,
         population=_POPULATION,
-        policy=RoundPolicy(
-            report_goal=num_devices,
-            min_reports=max(1, num_devices // 2),
-            over_selection=1.0,
-            report_timeout_s=config.report_timeout_s,
+        policy=_round_policy(config),
+        schedule=RoundSchedule(
+            num_commits=config.num_rounds,
+            # Figures of an evaluation would be an unpriced release.
+            evaluate_every=config.num_rounds if config.epsilon is None else 0,
         ),
-        schedule=RoundSchedule(num_commits=config.num_rounds, evaluate_every=config.num_rounds),
         admission=AdmissionPolicy(),
     )
     loop = run_rounds(
@@ -208,6 +231,40 @@ def _run(
     if fleet.failed.is_set():
         raise FleetFailed(fleet.problem())
     return loop
+
+
+def _round_policy(config: DemoConfig) -> RoundPolicy:
+    least = config.num_devices // 2 if config.epsilon is None else _least_contributors(config)
+    return RoundPolicy(
+        report_goal=config.num_devices,
+        min_reports=max(1, least),
+        over_selection=1.0,
+        report_timeout_s=config.report_timeout_s,
+    )
+
+
+def _least_contributors(config: DemoConfig) -> int:
+    """A tenth of the devices may stay away; the others' shares bring the whole noise."""
+    return max(1, math.ceil(0.9 * config.num_devices))
+
+
+def _made_private(bundle: TaskBundle, config: DemoConfig) -> TaskBundle:
+    """The same task with distributed differential privacy, its noise calibrated to the demo's rounds."""
+    if config.epsilon is None:
+        return bundle
+    from coordinator.privacy_accounting import calibrate
+
+    spec = PrivacySpec(
+        mode="distributed",
+        clipping_norm=config.clipping_norm,
+        noise_multiplier=1.0,
+        min_contributors=_least_contributors(config),
+        num_rounds=config.num_rounds,
+        target_epsilon=config.epsilon,
+        target_delta=config.target_delta,
+    )
+    plan = msgspec.structs.replace(bundle.plan, privacy=calibrate(spec))
+    return dataclasses.replace(bundle, plan=plan)
 
 
 def _write(report: DemoReport) -> None:

@@ -22,8 +22,21 @@ def demo_model(dataset_name: str, model_name: str, dataset: Dataset, *, seed: in
             return digits_cnn(seed)
         case "mnist", "cnn":
             return mnist_cnn(seed)
+        case _, "linear":
+            return _linear(int(dataset.x_train[0].size), dataset.num_classes, seed)
         case _:
             return _dense(int(dataset.x_train[0].size), dataset.num_classes, seed)
+
+
+def _linear(num_features: int, num_classes: int, seed: int) -> Any:
+    """Softmax regression: the small model that noise does not drown."""
+    import tensorflow as tf
+
+    tf.keras.utils.set_random_seed(seed)
+    layers = tf.keras.layers
+    return tf.keras.Sequential(
+        [layers.InputLayer((num_features,)), layers.Dense(num_classes, kernel_initializer="zeros")]
+    )
 
 
 def _dense(num_features: int, num_classes: int, seed: int) -> Any:

@@ -22,7 +22,7 @@ class DemoConfig:
     out_dir: Path
     """Gets ``curve.png`` and ``report.json``."""
     dataset: Literal["digits", "mnist", "csv"] = "digits"
-    model: Literal["mlp", "cnn"] = "mlp"
+    model: Literal["mlp", "cnn", "linear"] = "mlp"
     num_devices: int = 20
     num_rounds: int = 10
     num_epochs: int = 5
@@ -37,6 +37,11 @@ class DemoConfig:
     report_timeout_s: float = 600.0
     seed: int = 0
     aggregation: AggregationSpec = dataclasses.field(default_factory=AggregationSpec)
+    epsilon: float | None = None
+    """Device-level differential privacy, in distributed mode; None is none."""
+    clipping_norm: float = 0.5
+    """Of a private demo."""
+    target_delta: float = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +51,13 @@ class DemoRound:
     round_id: int
     num_reports: int
     num_assigned: int
-    training_loss: float
+    training_loss: float | None
+    """None in a private task, whose devices report no figures."""
     test_accuracy: float
     test_loss: float
     duration_s: float
+    epsilon: float | None = None
+    """What a device that took part in every round has been charged by now; None if nothing is private."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,18 @@ __all__ = ["ProcessFleet", "write_device_config"]
 _STOP_TIMEOUT_S = 15.0
 
 
-def write_device_config(root: Path, *, device_id: str, population: str, broker_url: str, num_threads: int) -> Path:
+def write_device_config(
+    root: Path, *, device_id: str, population: str, broker_url: str, num_threads: int, privacy: str = ""
+) -> Path:
     """Writes one device's TOML configuration; its data belongs into ``root/<device>/data``.
+
+    Args:
+        root: Gets a directory for the device.
+        device_id: Its id.
+        population: Its population.
+        broker_url: Its broker.
+        num_threads: Of its trainer.
+        privacy: A ``[privacy]`` section; the defaults if empty.
 
     Returns:
         The file.
@@ -37,7 +47,7 @@ def write_device_config(root: Path, *, device_id: str, population: str, broker_u
         f"[broker]\nurl = {quoted['url']}\n\n[data]\npath = {quoted['path']}\n\n"
         f"[training]\nnum_threads = {num_threads}\n\n"
         # A simulated fleet shares one machine, which is allowed to be hot and busy.
-        "[eligibility]\nenforce = false\n"
+        f"[eligibility]\nenforce = false\n\n{privacy}"
     )
     return path
 

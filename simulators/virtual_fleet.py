@@ -15,7 +15,10 @@ from broker_link.memory_broker import MemoryBroker, MemoryLink
 from edge_client.agent import DeviceAgent
 from edge_client.errors import EdgeClientError
 from edge_client.events import DeviceEvent, Publish, SaveBlob, StartJob, StopJob, Tick, TrainingFailed, TrainingFinished
-from edge_client.training import Examples, Trainer, TrainingJob, withdrawal_reason
+from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.release_desk import ReleaseDesk
+from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
+from edge_client.training import Examples, Trainer, TrainingJob, TrainingResult, withdrawal_reason
 from simulators.virtual_time import VirtualTime
 from wire_protocol.messages import DeviceStatus, RoundKind, encode_message
 from wire_protocol.topics import device_down_filter, device_status, population_round, population_task
@@ -23,6 +26,8 @@ from wire_protocol.topics import device_down_filter, device_status, population_r
 __all__ = ["BadNetwork", "BadWorld", "VirtualDevice", "VirtualFleet"]
 
 _BLOBS_PER_DEVICE = 4
+_VIRTUAL_EPSILON = 1e6
+"""Owners of virtual devices have no budget unless a simulation gives them one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +157,7 @@ class VirtualDevice:
         self._job = None
         run = self._fleet.trainer.train if job.kind is RoundKind.TRAIN else self._fleet.trainer.evaluate
         try:
-            result = run(job, self._examples)
+            result = self._fleet.let_out(self.device_id, job, run(job, self._examples))
         except EdgeClientError as error:
             self.handle(TrainingFailed(round_id=job.round_id, reason=withdrawal_reason(error), detail=str(error)))
             return
@@ -192,6 +197,10 @@ class _DeviceBlobs:
             del self._blobs[next(iter(self._blobs))]
 
 
+def _ledger_in_memory(rules: PrivacyRules) -> Callable[[], PrivacyLedger]:
+    return lambda: PrivacyLedger(None, budget=rules.budget)
+
+
 class VirtualFleet:
     """The devices and their world.
 
@@ -201,7 +210,8 @@ class VirtualFleet:
         examples: Each device's examples, by device id.
         trainer: Runs every device's jobs (it has no state of its own between jobs).
         world: What goes wrong.
-        seed: Seeds everything random in the world; the same seed gives the same run.
+        seed: Seeds everything random in the world; the same seed gives the same run (but for a private task's noise).
+        privacy: The rules of the devices' owners.
     """
 
     def __init__(
@@ -213,12 +223,15 @@ class VirtualFleet:
         trainer: Trainer,
         world: BadWorld,
         seed: int,
+        privacy: PrivacyRules | None = None,
     ) -> None:
         self.time = time
         self.trainer = trainer
         self.world = world
         # Not secret: a simulation that cannot be replayed is worth little.
         self.rng = random.Random(seed)  # noqa: S311
+        rules = privacy or PrivacyRules(budget=PrivacyBudget(epsilon=_VIRTUAL_EPSILON), min_contributors=1)
+        self._desks = {device_id: ReleaseDesk(_ledger_in_memory(rules), rules) for device_id in examples}
         self.canonical = _Canonical(keep=16)
         self.num_vanished = 0
         self.broker = MemoryBroker(schedule=time.after, delays=self._delays)
@@ -242,6 +255,10 @@ class VirtualFleet:
         visits = num_examples * (job.plan.num_epochs if job.kind is RoundKind.TRAIN else 1)
         slow = self.world.straggler_factor if self.rng.random() < self.world.straggler else 1.0
         return self.world.seconds_per_example * visits * speed * slow
+
+    def let_out(self, device_id: str, job: TrainingJob, result: TrainingResult) -> TrainingResult:
+        """What of a result the device publishes: of a private task, what its own release desk lets out."""
+        return self._desks[device_id].release(job, result)
 
     def start(self, *, within_s: float = 10.0) -> None:
         """Switches every device on, at random moments within a time."""

@@ -12,6 +12,7 @@ from coordinator.aggregation import Aggregator, ServerState
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.fleet import FleetCoordinator
 from coordinator.numpy_mean import NumpyMeanAggregator
+from coordinator.private_sum import private_aggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
@@ -110,7 +111,9 @@ def run_virtual(
         seed=rng.getrandbits(64),
     )
     coordinator = FleetCoordinator(population="virtual", bundle=bundle, policy=run.policy, rng=rng, token=rng.randbytes)
-    aggregator = aggregator or NumpyMeanAggregator(run.plan.weights, AggregationSpec())
+    aggregator = private_aggregator(
+        aggregator or NumpyMeanAggregator(run.plan.weights, AggregationSpec()), run.plan, run.policy
+    )
     rounds: list[RoundSummary] = []
 
     def note(summary: RoundSummary, state: ServerState) -> None:

@@ -8,6 +8,7 @@ import msgspec
 from wire_protocol.errors import MalformedMessage, OversizedMessage
 from wire_protocol.limits import MAX_CONTROL_BYTES, MAX_TENSORS
 from wire_protocol.model_contract import CONTRACT_VERSION
+from wire_protocol.privacy_spec import PrivacySpec
 
 __all__ = ["TensorSpec", "TrainingPlan", "decode_plan", "encode_plan"]
 
@@ -77,6 +78,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Seeds batch order and dropout tickets (not noise: that comes from the device's operating system)."""
     min_examples: Annotated[int, msgspec.Meta(ge=1)] = 1
     """A device with fewer local examples declines."""
+    privacy: PrivacySpec | None = None
+    """How updates are made private before they leave a device; None is not at all."""
     contract_version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
@@ -89,6 +92,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("nesterov needs a momentum above 0")
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay belongs to adamw, not to {self.optimizer}")
+        if self.privacy is not None:
+            self.privacy.check_for(self.num_parameters)
 
     @property
     def num_parameters(self) -> int:

@@ -108,8 +108,13 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         finite = (self.clipping_norm, self.noise_multiplier, self.target_epsilon)
-        if not all(map(math.isfinite, finite)):
-            raise ValueError("clipping_norm, noise_multiplier and target_epsilon must be finite")
+        # msgspec checks ranges only when it decodes.
+        if not all(0 < value < math.inf for value in finite):
+            raise ValueError("clipping_norm, noise_multiplier and target_epsilon must be positive and finite")
+        if not (0 < self.target_delta < 1 and 0 <= self.max_colluding_fraction < 1):
+            raise ValueError("target_delta must be in (0, 1) and max_colluding_fraction in [0, 1)")
+        if min(self.min_contributors, self.num_rounds) < 1:
+            raise ValueError("min_contributors and num_rounds must be at least 1")
         wanted_norm = "l1" if self.noise in {"laplace", "geometric"} else "l2"
         if self.clipping != wanted_norm:
             raise ValueError(

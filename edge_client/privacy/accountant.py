@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 RDP_ORDERS: Final[tuple[float, ...]] = (
-    1.125, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 14.0, 16.0,
-    18.0, 20.0, 22.0, 24.0, 28.0, 32.0, 36.0, 40.0, 48.0, 56.0, 64.0, 80.0, 96.0, 128.0, 160.0, 192.0, 256.0, 384.0,
-    512.0, 1024.0,
-)  # fmt: skip
-"""The orders alpha at which RDP is kept."""
+    *(1.0 + tenths / 10.0 for tenths in range(1, 100)),
+    *(float(order) for order in range(11, 64)),
+    *(128.0, 256.0, 512.0, 1024.0),
+)
+"""The orders alpha at which RDP is kept: those of dp-accounting, so that coordinator and device name the same price."""
 
 _UNITS: Final = 10**12
 _BISECTIONS: Final = 200

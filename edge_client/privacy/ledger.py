@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,9 +27,10 @@ from typing import Final, Self
 from edge_client.atomic_files import write_atomically
 from edge_client.errors import BudgetExceeded, LedgerDamaged, StorageError
 from edge_client.privacy.accountant import cost_of, epsilon_of, no_cost
+from edge_client.privacy.rules import PrivacyBudget
 from wire_protocol.privacy_spec import GaussianEvent, LaplaceEvent, PrivacyEvent, SkellamEvent
 
-__all__ = ["LedgerEntry", "PrivacyBudget", "PrivacyLedger"]
+__all__ = ["LedgerEntry", "PrivacyLedger"]
 
 _GENESIS: Final = bytes(32)
 _MARK_SUFFIX: Final = ".mark"
@@ -54,20 +54,6 @@ CREATE TRIGGER IF NOT EXISTS payloads_are_only_dropped BEFORE UPDATE OF payload 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PrivacyBudget:
-    """What a device may spend in its life: (epsilon, delta), unit of privacy the device, add/remove."""
-
-    epsilon: float
-    target_delta: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise ValueError(f"a budget's epsilon must be finite and at least 0, not {self.epsilon}")
-        if not 0 < self.target_delta < 1:
-            raise ValueError(f"target_delta must be in (0, 1), not {self.target_delta}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerEntry:
     """One release, as the owner sees it."""
 
@@ -81,7 +67,7 @@ class PrivacyLedger:
     """The ledger of one device. One process at a time: the state directory's lock sees to that.
 
     Args:
-        path: The database; a mark is kept beside it.
+        path: The database; a mark is kept beside it. None keeps it in memory: for simulated devices alone.
         budget: The owner's. At the first opening it is written down; later ones can only lower it.
 
     Raises:
@@ -89,16 +75,16 @@ class PrivacyLedger:
         StorageError: It cannot be opened or written.
     """
 
-    def __init__(self, path: Path, *, budget: PrivacyBudget) -> None:
-        self._mark = path.with_name(path.name + _MARK_SUFFIX)
-        if self._mark.exists() and not path.exists():
+    def __init__(self, path: Path | None, *, budget: PrivacyBudget) -> None:
+        self._mark = None if path is None else path.with_name(path.name + _MARK_SUFFIX)
+        if path is not None and self._mark is not None and self._mark.exists() and not path.exists():
             raise LedgerDamaged(f"the privacy ledger {path} is gone, but {self._mark.name} says there was one")
         self._entries: list[LedgerEntry] = []
         self._spent = no_cost()
         self._budget = PrivacyBudget(epsilon=0.0)
         self._last = (0, _GENESIS)
         try:
-            self._database = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
+            self._database = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=_BUSY_TIMEOUT_S)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
@@ -134,6 +120,10 @@ class PrivacyLedger:
         """Every release, oldest first."""
         return tuple(self._entries)
 
+    def knows(self, release_id: str) -> bool:
+        """Whether this release has been charged already."""
+        return any(entry.release_id == release_id for entry in self._entries)
+
     def epsilon_with(self, event: PrivacyEvent) -> float:
         """What would be spent after one more such release."""
         return epsilon_of(self._spent + cost_of(event), self._budget.target_delta)
@@ -161,12 +151,7 @@ class PrivacyLedger:
                 ).fetchone()
                 if row is not None:
                     return _checked_payload(release_id, *row)
-                after = self.epsilon_with(event)
-                if after > self._budget.epsilon + _ROUNDING:
-                    raise BudgetExceeded(
-                        f"{release_id} would bring this device to epsilon {after:.4f}; its owner allows "
-                        f"{self._budget.epsilon:g} (spent so far: {self.spent_epsilon:.4f})"
-                    )
+                self.refuse_beyond_budget(release_id, event)
                 payload = make_payload()
                 head = self._append(release_id, "charge", _encode_event(event), payload)
         except sqlite3.Error as error:
@@ -174,6 +159,19 @@ class PrivacyLedger:
         self._note(release_id, event)
         self._advance(head)
         return payload
+
+    def refuse_beyond_budget(self, release_id: str, event: PrivacyEvent) -> None:
+        """Refuses a new release that the budget does not allow.
+
+        Raises:
+            BudgetExceeded: It would pass the budget.
+        """
+        after = self.epsilon_with(event)
+        if after > self._budget.epsilon + _ROUNDING:
+            raise BudgetExceeded(
+                f"{release_id} would bring this device to epsilon {after:.4f}; its owner allows "
+                f"{self._budget.epsilon:g} (spent so far: {self.spent_epsilon:.4f})"
+            )
 
     def drop_payload(self, release_id: str) -> None:
         """Frees the space of a release that was answered; its charge stays for ever."""
@@ -206,6 +204,8 @@ class PrivacyLedger:
     def _advance(self, head: tuple[int, bytes]) -> None:
         """Remembers how far the ledger has come. A mark that is one behind after a crash is in order."""
         self._last = head
+        if self._mark is None:
+            return
         try:
             write_atomically(self._mark, json.dumps({"seq": head[0], "hash": head[1].hex()}).encode())
         except OSError as error:
@@ -231,6 +231,8 @@ class PrivacyLedger:
         self._last = (expected - 1, previous)
 
     def _read_mark(self) -> tuple[int, bytes]:
+        if self._mark is None:
+            return 0, _GENESIS
         try:
             mark = json.loads(self._mark.read_bytes())
             return int(mark["seq"]), bytes.fromhex(mark["hash"])

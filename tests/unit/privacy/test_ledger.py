@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from edge_client.errors import BudgetExceeded, LedgerDamaged, StorageError
 from edge_client.privacy.accountant import cost_of, epsilon_of
-from edge_client.privacy.ledger import PrivacyBudget, PrivacyLedger
+from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.rules import PrivacyBudget
 from wire_protocol.privacy_spec import GaussianEvent, LaplaceEvent, SkellamEvent
 
 EVENT = GaussianEvent(noise_multiplier=20.0, is_discrete=True)
@@ -223,7 +224,8 @@ def test_a_dropped_payload_is_never_made_again(tmp_path):
 _RELEASES_FOR_EVER = """
 import os, sys
 from pathlib import Path
-from edge_client.privacy.ledger import PrivacyBudget, PrivacyLedger
+from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.rules import PrivacyBudget
 from wire_protocol.privacy_spec import GaussianEvent
 with PrivacyLedger(Path(sys.argv[1]), budget=PrivacyBudget(epsilon=100.0)) as ledger:
     index = len(ledger.entries)

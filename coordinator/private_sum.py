@@ -1,0 +1,163 @@
+"""Aggregation of private updates: integers added modulo 2^32, read once, and handed on as one mean.
+
+The aggregator inside (TFF's, compiled, or numpy's) sees a single update per round: the mean of the sum with a **fixed**
+denominator, so that the released model says nothing about how many took part. Its server optimizer does the rest.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from coordinator.aggregation import (
+    Aggregator,
+    ClientUpdate,
+    EvaluationAccumulator,
+    Leaf,
+    RoundResult,
+    ServerState,
+)
+from coordinator.errors import AccumulatorClosed, EmptyRound, InvalidConfig, QuorumMissed, StateMismatch, UpdateMismatch
+from coordinator.round_policy import RoundPolicy
+from wire_protocol.integer_updates import decode_sum, split_vector
+from wire_protocol.plan import TrainingPlan
+from wire_protocol.privacy_spec import PrivacySpec
+from wire_protocol.private_reports import PRIVATE_METRICS
+from wire_protocol.tensors import Tensors
+
+__all__ = ["PrivateSumAggregator", "private_aggregator"]
+
+
+def private_aggregator(inner: Aggregator, plan: TrainingPlan, policy: RoundPolicy) -> Aggregator:
+    """The same aggregator for a private task; itself for any other.
+
+    Raises:
+        InvalidConfig: Rounds could end with fewer reports than the task's noise was sized for.
+    """
+    spec = plan.privacy
+    if spec is None:
+        return inner
+    if spec.mode == "central":
+        raise InvalidConfig("central privacy is not built yet: use distributed or local")
+    if policy.min_reports < spec.min_contributors:
+        raise InvalidConfig(
+            f"min_reports is {policy.min_reports}; this task's noise needs {spec.min_contributors} reports at least"
+        )
+    return PrivateSumAggregator(inner, plan, denominator=policy.report_goal)
+
+
+class PrivateSumAggregator:
+    """Makes any aggregator one of private updates.
+
+    Args:
+        inner: Applies the mean to the model. Its clipping and weights play no part: it is given one update a round.
+        plan: A plan with a privacy specification.
+        denominator: What the sum is divided by, however many took part.
+
+    Raises:
+        ValueError: The plan is not private, or the denominator is less than the specification's ``min_contributors``.
+    """
+
+    def __init__(self, inner: Aggregator, plan: TrainingPlan, *, denominator: int) -> None:
+        if plan.privacy is None:
+            raise ValueError("the plan has no privacy specification")
+        if denominator < plan.privacy.min_contributors:
+            raise ValueError(
+                f"a denominator of {denominator} for at least {plan.privacy.min_contributors} contributors"
+            )
+        self._inner = inner
+        self._plan = plan
+        self._spec = plan.privacy
+        self._denominator = denominator
+
+    def initialize(self, initial_weights: Tensors) -> ServerState:
+        """The state before the first round."""
+        return self._inner.initialize(initial_weights)
+
+    def weights(self, state: ServerState) -> Tensors:
+        """The global model in a state."""
+        return self._inner.weights(state)
+
+    def begin(self, state: ServerState) -> "_PrivateSum":
+        """Opens a training round."""
+        self._inner.weights(state)
+        return _PrivateSum(self._inner, state, self._plan, self._spec, denominator=self._denominator)
+
+    def begin_evaluation(self) -> EvaluationAccumulator:
+        """Opens an evaluation round; devices refuse those of a private task."""
+        return self._inner.begin_evaluation()
+
+
+class _PrivateSum:
+    """A sum modulo 2^32: as large as one update, whatever the cohort."""
+
+    def __init__(
+        self, inner: Aggregator, state: ServerState, plan: TrainingPlan, spec: PrivacySpec, *, denominator: int
+    ) -> None:
+        self._inner = inner
+        self._state = state
+        self._plan = plan
+        self._spec = spec
+        self._denominator = denominator
+        self._total = np.zeros(plan.num_parameters, np.uint32)
+        self._is_closed = False
+        self.num_folded = 0
+
+    def fold(self, update: ClientUpdate) -> None:
+        """Adds an update."""
+        self._check_open()
+        if update.integers is None or update.integers.shape != self._total.shape:
+            raise UpdateMismatch("not an integer update of this model")
+        if self.num_folded >= self._spec.max_contributors(self._plan.num_parameters):
+            raise UpdateMismatch(f"after {self.num_folded} updates one more could leave the 32-bit words of the sum")
+        np.add(self._total, update.integers, out=self._total)
+        self.num_folded += 1
+
+    def finish(self) -> RoundResult:
+        """Closes the round: the mean of the sum is applied as one update.
+
+        Raises:
+            EmptyRound: Nothing was folded.
+            QuorumMissed: Fewer than ``min_contributors``: the noise is too small, and the sum is not looked at.
+            AccumulatorClosed: The round was finished before.
+        """
+        self._check_open()
+        if not self.num_folded:
+            raise EmptyRound("no update was folded")
+        if self.num_folded < self._spec.min_contributors:
+            raise QuorumMissed(
+                f"{self.num_folded} private updates; with fewer than {self._spec.min_contributors} the noise is too small"
+            )
+        self._is_closed = True
+        mean = decode_sum(self._total) / (self._spec.units_per_weight * self._denominator)
+        accumulator = self._inner.begin(self._state)
+        accumulator.fold(
+            ClientUpdate(
+                model_delta=split_vector(mean.astype(np.float32), self._plan.weights),
+                aggregation_weight=1.0,
+                metrics=PRIVATE_METRICS,
+            )
+        )
+        result = accumulator.finish()
+        return RoundResult(state=result.state, metrics=_without_local_figures(result.metrics))
+
+    def snapshot(self) -> tuple[Leaf, ...]:
+        """A copy of the running sum."""
+        self._check_open()
+        return (self._total.copy(),)
+
+    def resume(self, snapshot: tuple[Leaf, ...], *, num_folded: int) -> None:
+        """Continues from a snapshot."""
+        self._check_open()
+        if len(snapshot) != 1 or snapshot[0].dtype != np.uint32 or snapshot[0].shape != self._total.shape:
+            raise StateMismatch("not the running sum of private updates of this model")
+        np.copyto(self._total, snapshot[0])
+        self.num_folded = num_folded
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise AccumulatorClosed("the round was finished")
+
+
+def _without_local_figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Devices of a private task report no losses; zeros would look like some."""
+    return {name: value for name, value in metrics.items() if name not in {"loss", "accuracy", "weight_sum"}}

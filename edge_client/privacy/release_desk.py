@@ -1,0 +1,118 @@
+"""The last stop before an update may leave: the owner's rules, the ledger, and the mechanism, in this order.
+
+A result goes in; what comes out may be published. With a private plan that is an integer update, and figures that say
+nothing: counts and losses of local data would be a second, unpriced release.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+from edge_client.errors import PrivacyRefused
+from edge_client.privacy.integer_update import make_integer_update
+from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.rules import PrivacyRules
+from edge_client.privacy.secure_random import SecureRandom
+from edge_client.training import TrainingJob, TrainingResult
+from wire_protocol.integer_updates import encode_integer_update, flatten_tensors
+from wire_protocol.messages import RoundKind
+from wire_protocol.plan import TrainingPlan, encode_plan
+from wire_protocol.privacy_spec import PrivacySpec
+from wire_protocol.private_reports import PRIVATE_METRICS, PRIVATE_NUM_EXAMPLES, PRIVATE_WEIGHT
+
+__all__ = ["ReleaseDesk", "release_id"]
+
+_ID_HEX: Final = 16
+
+
+class ReleaseDesk:
+    """Lets results out, or not.
+
+    Args:
+        open_ledger: Opens the ledger; called when the first private job comes, so that a device without any has none.
+        rules: The owner's.
+    """
+
+    __slots__ = ("_ledger", "_open_ledger", "_rules")
+
+    def __init__(self, open_ledger: Callable[[], PrivacyLedger], rules: PrivacyRules) -> None:
+        self._open_ledger = open_ledger
+        self._ledger: PrivacyLedger | None = None
+        self._rules = rules
+
+    def check(self, job: TrainingJob) -> None:
+        """Refuses a job whose result could not be let out, before it is run.
+
+        Raises:
+            PrivacyRefused: The owner's rules do not allow it.
+            BudgetExceeded: There is not enough left of the budget.
+            StorageError: The ledger cannot be opened, or is damaged.
+        """
+        spec = job.plan.privacy
+        if spec is None:
+            if self._rules.is_required:
+                raise PrivacyRefused("the task has no differential privacy, and privacy.required is set")
+            return
+        if job.kind is not RoundKind.TRAIN:
+            raise PrivacyRefused("figures of a private task's evaluation would be an unpriced release")
+        self._check_rules(spec)
+        ledger = self._opened()
+        if not ledger.knows(release_id(job)):
+            ledger.refuse_beyond_budget(release_id(job), spec.event(job.plan.num_parameters))
+
+    def release(self, job: TrainingJob, result: TrainingResult) -> TrainingResult:
+        """What may be published of a job's result. The same job always gives the same bytes.
+
+        Raises:
+            PrivacyRefused: The owner's rules do not allow it.
+            BudgetExceeded: There is not enough left of the budget.
+            NonFiniteUpdate: The update holds NaN or infinity.
+            StorageError: The charge could not be made durable, or the ledger is damaged: nothing may be published.
+        """
+        self.check(job)
+        spec, model_delta = job.plan.privacy, result.model_delta
+        if spec is None or model_delta is None:
+            return result
+        vector = flatten_tensors(model_delta)
+        payload = self._opened().release(
+            release_id(job),
+            spec.event(len(vector)),
+            lambda: encode_integer_update(make_integer_update(vector, spec, SecureRandom())),
+        )
+        return TrainingResult(
+            model_delta=None,
+            private_update=payload,
+            num_examples=PRIVATE_NUM_EXAMPLES,
+            aggregation_weight=PRIVATE_WEIGHT,
+            metrics=PRIVATE_METRICS,
+            duration_s=result.duration_s,
+        )
+
+    def _opened(self) -> PrivacyLedger:
+        if self._ledger is None:
+            self._ledger = self._open_ledger()
+        return self._ledger
+
+    def _check_rules(self, spec: PrivacySpec) -> None:
+        rules = self._rules
+        if spec.mode not in rules.modes:
+            raise PrivacyRefused(f"privacy mode {spec.mode!r} is not one of privacy.modes {sorted(rules.modes)}")
+        if spec.mode == "distributed" and spec.min_contributors < rules.min_contributors:
+            raise PrivacyRefused(
+                f"the task hides a device among {spec.min_contributors}; privacy.min_contributors is "
+                f"{rules.min_contributors}"
+            )
+        if not spec.noise_multiplier >= rules.min_noise_multiplier:
+            raise PrivacyRefused(
+                f"the task's noise multiplier {spec.noise_multiplier:g} is below privacy.min_noise_multiplier "
+                f"{rules.min_noise_multiplier:g}"
+            )
+
+
+def release_id(job: TrainingJob) -> str:
+    """Names what a job releases: a round of a plan. Round ids are never reused (docs/wire-protocol.md)."""
+    return f"round/{_plan_id(job.plan)}/{job.round_id}"
+
+
+def _plan_id(plan: TrainingPlan) -> str:
+    return hashlib.sha256(encode_plan(plan)).hexdigest()[:_ID_HEX]
