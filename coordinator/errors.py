@@ -7,6 +7,7 @@ CoordinatorError
 ├── BrokerFailed           the embedded broker did not start or died (transient)
 ├── UpdateRejected         a report failed admission (theirs: the device's), with its reason
 ├── JournalDamaged         the journal of rounds cannot be read (theirs: the disk's)
+├── RosterUnusable         the roster of devices cannot be read or written (theirs: the disk's, or the file's)
 ├── JournalUnwritable      the journal cannot be written: a full disk, a lock (transient; nothing was said of it)
 ├── AggregationError       an aggregator refused: the round is lost, the state it began with is not
 │   ├── AccumulatorClosed       a fold or a finish after the round was finished (ours, a bug)
@@ -37,6 +38,7 @@ __all__ = [
     "JournalDamaged",
     "JournalUnwritable",
     "QuorumMissed",
+    "RosterUnusable",
     "StateMismatch",
     "UnsupportedAggregation",
     "UpdateMismatch",
@@ -78,6 +80,10 @@ class JournalDamaged(CoordinatorError):
 
 class JournalUnwritable(CoordinatorError):
     """The journal cannot be written: nothing that was not durable has been acknowledged."""
+
+
+class RosterUnusable(CoordinatorError):
+    """The roster of devices cannot be read or written."""
 
 
 class AggregationError(CoordinatorError):

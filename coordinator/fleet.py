@@ -211,6 +211,22 @@ class FleetCoordinator:
         self._round = None
         return [self._closed(round_)] if was_reporting else []
 
+    def expel(self, device_id: str, *, now: float) -> list[Action]:
+        """Drops a device whose identity has been revoked: its check-in, its assignment, and what came of its report.
+
+        A report that has been handed out to be folded counts: it is in the journal, and a sum gives nothing back.
+        """
+        self.population.note_presence(device_id, is_online=False)
+        self.uploads.discard(device_id)
+        round_ = self._round
+        if round_ is None or round_.state is not RoundState.REPORTING:
+            return []
+        member = round_.cohort.get(device_id)
+        if member is None or member.state is not MemberState.ASSIGNED:
+            return []
+        round_.mark(device_id, MemberState.WITHDRAWN)
+        return self._settle(now)
+
     def dismiss(self) -> list[Action]:
         """Refuses everyone that waits: there will be no round for a while."""
         return [self._refuse(waiting, RefusalReason.NO_ROUND) for waiting in self.population.drain()]

@@ -169,6 +169,11 @@ class RoundLoop:
         self.flush(now=now)
         self._run(self._fleet.tick(now=now), now)
 
+    def expel(self, device_id: str, *, now: float) -> None:
+        """Drops a device whose identity has been revoked."""
+        _LOG.info("device_expelled device_id=%s", device_id)
+        self._run(self._fleet.expel(device_id, now=now), now)
+
     def flush(self, *, now: float) -> None:
         """Makes the updates taken since the last flush durable, all at once; then folds and acknowledges them."""
         while self._noted:

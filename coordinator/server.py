@@ -19,7 +19,9 @@ from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator, ServerState
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.checkpoints import CheckpointStore
+from coordinator.device_guard import DeviceGuard, OpenGuard, RosterGuard
 from coordinator.fleet import FleetCoordinator
+from coordinator.roster import Roster
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
@@ -59,6 +61,8 @@ class ServerConfig:
     certificate: ClientCertificate | None = None
     link_timing: LinkTiming | None = None
     """How patient the link is; its own defaults if None."""
+    roster_file: Path | None = None
+    """The devices that may take part; None believes everybody."""
     upload_budget_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -173,6 +177,7 @@ def run_rounds(
         certificate=config.certificate,
         timing=config.link_timing,
     )
+    guard = _guard(config, link)
     loop = RoundLoop(
         fleet=fleet,
         aggregator=aggregator,
@@ -190,11 +195,12 @@ def run_rounds(
     try:
         loop.start(now=time.monotonic())
         while not loop.is_done and not stop.is_set():
-            _step(loop, events)
+            _step(loop, events, guard)
         loop.flush(now=time.monotonic())
     finally:
         link.stop()
         task.journal.close()
+        guard.close()
     return loop
 
 
@@ -204,7 +210,16 @@ def _round_budget(spec: PrivacySpec) -> "RoundBudget":
     return RoundBudget(spec)
 
 
-def _step(loop: RoundLoop, events: "queue.SimpleQueue[LinkEvent]") -> None:
+def _guard(config: ServerConfig, link: PahoLink) -> DeviceGuard:
+    if config.roster_file is None:
+        _LOG.warning("devices_not_authenticated: whoever can publish at the broker can report as any device")
+        return OpenGuard()
+    return RosterGuard(
+        Roster(config.roster_file), population=config.population, publish=link.publish, wall_clock=time.time
+    )
+
+
+def _step(loop: RoundLoop, events: "queue.SimpleQueue[LinkEvent]", guard: DeviceGuard) -> None:
     """Waits for the next event or deadline and lets the loop deal with it, and with whatever else has come by then.
 
     What comes together shares one flush of the disk; nobody waits longer than the window for his receipt.
@@ -214,7 +229,14 @@ def _step(loop: RoundLoop, events: "queue.SimpleQueue[LinkEvent]") -> None:
     with contextlib.suppress(queue.Empty):
         event = events.get(timeout=wait_s)
         window_ends_at = time.monotonic() + _GROUP_COMMIT_S
-        loop.handle(event, now=time.monotonic())
+        _take(loop, guard.screen(event))
         while time.monotonic() < window_ends_at:
-            loop.handle(events.get_nowait(), now=time.monotonic())
+            _take(loop, guard.screen(events.get_nowait()))
+    for device_id in guard.refresh(now=time.monotonic()):
+        loop.expel(device_id, now=time.monotonic())
     loop.tick(now=time.monotonic())
+
+
+def _take(loop: RoundLoop, event: LinkEvent | None) -> None:
+    if event is not None:
+        loop.handle(event, now=time.monotonic())

@@ -15,18 +15,23 @@ PART_SUFFIX = ".part"
 """Ends the name of a file that is still being written; whatever bears it may be deleted at the next start."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Writes a whole file: temporary file, fsync, rename, fsync of the directory.
+
+    Args:
+        path: The file.
+        data: All of it.
+        mode: Its permissions, less the umask, from its first byte on.
 
     Raises:
         OSError: The disk is full, or the directory cannot be written; ``path`` is as it was.
     """
-    with atomic_file(path) as stream:
+    with atomic_file(path, mode=mode) as stream:
         stream.write(data)
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Opens a file for writing that becomes ``path`` when the block ends well, and vanishes otherwise.
 
     Raises:
@@ -35,7 +40,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
     hit("device.file.before_write")
     try:
-        with part.open("xb") as stream:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             yield stream
             stream.flush()
             hit("device.file.before_sync")

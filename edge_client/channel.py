@@ -1,7 +1,7 @@
 """One device's topics: which message comes on which, and where its own go. No I/O."""
 
-from collections.abc import Mapping
-from typing import Final, cast
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias, cast
 
 from broker_link.link import Incoming, Will
 from edge_client.events import Publish
@@ -31,7 +31,17 @@ from wire_protocol.topics import (
     population_task,
 )
 
-__all__ = ["DeviceChannel"]
+__all__ = ["DeviceChannel", "Seal", "unsealed"]
+
+Seal: TypeAlias = Callable[[str, bytes], bytes]
+"""``seal(topic, message)``: the bytes to publish."""
+
+
+def unsealed(topic: str, message: bytes) -> bytes:
+    """The message as it is."""
+    del topic
+    return message
+
 
 _DOWN_MESSAGES: Final[tuple[type[Message], ...]] = (Assignment, Refusal, PieceList, Piece, Receipt)
 _DOWN_KINDS: Final[Mapping[str, type[Message]]] = {message_kind(kind): kind for kind in _DOWN_MESSAGES}
@@ -49,12 +59,14 @@ class DeviceChannel:
         InvalidIdentifier: A name that may not be part of a topic.
     """
 
-    __slots__ = ("_down_prefix", "_round_topic", "_task_topic", "client_version", "device_id", "population")
+    __slots__ = ("_down_prefix", "_round_topic", "_task_topic", "client_version", "device_id", "population", "seal")
 
     def __init__(self, *, population: str, device_id: str, client_version: str) -> None:
         self.population = population
         self.device_id = device_id
         self.client_version = client_version
+        self.seal: Seal = unsealed
+        """What a message goes through last, on its way out and in the last will; a signing identity puts itself here."""
         self._task_topic = population_task(population)
         self._round_topic = population_round(population)
         self._down_prefix = device_down(population, device_id, "")
@@ -68,7 +80,7 @@ class DeviceChannel:
     def will(self) -> Will:
         """What the broker is to say when this device vanishes."""
         offline = self.status(is_online=False)
-        return Will(topic=offline.topic, payload=offline.payload)
+        return Will(topic=offline.topic, payload=self.seal(offline.topic, offline.payload))
 
     def status(self, *, is_online: bool) -> Publish:
         """The retained presence message."""

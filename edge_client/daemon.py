@@ -5,7 +5,6 @@ gives them to the agent, and does what the agent asks.
 """
 
 import functools
-import importlib.metadata
 import logging
 import math
 import os
@@ -16,18 +15,17 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Final, TypeAlias
+from typing import Final
 
 from broker_link.failpoints import hit
-from broker_link.link import BrokerLink, EventSink, LinkDown, LinkEvent, LinkUp
+from broker_link.link import LinkDown, LinkEvent, LinkUp
 from edge_client.agent import DeviceAgent
 from edge_client.blob_store import FileBlobStore
-from edge_client.broker_access import broker_url_with_login, client_certificate
-from edge_client.channel import DeviceChannel
 from edge_client.config import EdgeConfig, PrivacySection
 from edge_client.counts import RoundEnding, RoundOutcome
 from edge_client.crash_guard import CrashGuard
 from edge_client.crash_record import CrashLimits
+from edge_client.device_link import MakeLink, client_version, paho_link
 from edge_client.eligibility.machine import Machine
 from edge_client.eligibility.monitor import EligibilityMonitor
 from edge_client.eligibility.survey import OwnWork, Survey
@@ -46,6 +44,7 @@ from edge_client.events import (
     TrainingFailed,
     TrainingFinished,
 )
+from edge_client.identity import IdentityStore
 from edge_client.outbox import Outbox
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.release_desk import ReleaseDesk
@@ -67,36 +66,6 @@ _HOUR_S: Final = 3600.0
 _MEGABYTE: Final = 1024 * 1024
 _WATCHED_KINDS: Final = {"check-in": "check_in", "report": "report", "piece": "piece"}
 
-MakeLink: TypeAlias = Callable[[EdgeConfig, DeviceChannel, EventSink], BrokerLink]
-"""Makes the link of a device; events go to the sink."""
-
-
-def client_version() -> str:
-    """The installed version of this package."""
-    try:
-        return importlib.metadata.version("flockwise")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"
-
-
-def paho_link(config: EdgeConfig, channel: DeviceChannel, sink: EventSink) -> BrokerLink:
-    """The real link, over MQTT.
-
-    Raises:
-        ConfigError: The password file cannot be read.
-    """
-    from broker_link.paho_link import PahoLink
-
-    return PahoLink(
-        url=broker_url_with_login(config.broker),
-        client_id=f"{channel.population}-{channel.device_id}",
-        subscriptions=channel.subscriptions,
-        sink=sink,
-        will=channel.will,
-        ca_file=config.broker.ca_file or None,
-        certificate=client_certificate(config.broker),
-    )
-
 
 class Daemon:
     """One device on one broker. ``serve`` runs it in the calling thread; ``stop`` may be called from anywhere.
@@ -110,6 +79,7 @@ class Daemon:
 
     Raises:
         StorageError: The state directory cannot be used, or another daemon uses it.
+        IdentityError: The device's key cannot be used.
         ConfigError: The password file cannot be read.
     """
 
@@ -170,7 +140,15 @@ class Daemon:
         )
         self._eligibility = EligibilityMonitor(policy=config.eligibility, survey=survey)
         self._num_threads = training.num_threads
+        self._take_identity(config)
         self._link = make_link(config, self.agent.channel, self._events.put)
+
+    def _take_identity(self, config: EdgeConfig) -> None:
+        """Signs from here on, if this device has a key. Before the link is made: the last will, too, must be signed."""
+        identity = IdentityStore.of_this_process(Path(config.device.state_dir), writer=self._writer).load()
+        if identity is not None:
+            self.agent.channel.seal = identity.seal
+            _LOG.info("identity_loaded epoch=%d", identity.epoch)
 
     def stop(self) -> None:
         """Makes ``serve`` say goodbye and return. Safe in a signal handler and from any thread."""
@@ -348,7 +326,7 @@ class Daemon:
         watched = _WATCHED_KINDS.get(action.topic.rpartition("/")[2])
         if watched is not None:
             hit(f"device.{watched}.before")
-        self._link.publish(action.topic, action.payload, retain=action.retain)
+        self._link.publish(action.topic, self.agent.channel.seal(action.topic, action.payload), retain=action.retain)
         if watched is not None:
             hit(f"device.{watched}.after")
 

@@ -11,6 +11,8 @@
     ├── TrainingError          a job failed; the assignment is given back
     │   ├── ContractViolation  the model file is not what its plan says (the coordinator's fault, permanent)
     │   └── NonFiniteUpdate    training produced NaN or infinity: nothing leaves the device
+    ├── IdentityError          the device's key cannot be used as it is; the owner must act
+    │   └── EnrolmentRefused   the coordinator said no, and why
     ├── FrameError             bytes between daemon and trainer that are no frame (the trainer is restarted)
     ├── BudgetExceeded         a release would cost more than the owner allows: nothing leaves the device, for good
     ├── PrivacyRefused         the owner's rules do not allow what the plan asks: the assignment is given back
@@ -30,8 +32,10 @@ __all__ = [
     "DataFormatError",
     "DataNotFound",
     "EdgeClientError",
+    "EnrolmentRefused",
     "ExampleMismatch",
     "FrameError",
+    "IdentityError",
     "IllegalTransition",
     "LedgerDamaged",
     "NonFiniteUpdate",
@@ -84,6 +88,14 @@ class ContractViolation(TrainingError):
 
 class NonFiniteUpdate(TrainingError):
     """Training produced NaN or infinity."""
+
+
+class IdentityError(EdgeClientError):
+    """The device's key cannot be used as it is."""
+
+
+class EnrolmentRefused(IdentityError):
+    """The coordinator did not enrol this device."""
 
 
 class FrameError(EdgeClientError):

@@ -56,7 +56,7 @@ class StateWriter:
         """Whether so many more bytes are within the hour's budget."""
         return self.num_bytes_in_the_last_hour + num_bytes <= self._max_bytes_per_hour
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes, *, mode: int = 0o666) -> None:
         """Writes a whole file durably: it is the old one or the new one, whatever happens in between.
 
         Its directory is made if need be; whatever is in the place of either and is not what belongs there is put aside.
@@ -66,7 +66,7 @@ class StateWriter:
         """
         try:
             self._make_place(path)
-            write_atomically(path, data)
+            write_atomically(path, data, mode=mode)
         except OSError as error:
             self.num_failures += 1
             self._say("file_not_written", path, error)

@@ -14,9 +14,10 @@ import click
 
 from broker_link.broker_url import parse_broker_url, url_with_login
 from broker_link.errors import LinkError
-from broker_link.tls import refuse_plaintext
+from broker_link.tls import is_loopback, refuse_plaintext
 from coordinator.errors import CoordinatorError
 from flockwise.reporting import one_line_errors, print_json
+from flockwise.roster_commands import devices, enrol_token
 from wire_protocol.errors import WireError
 
 __all__ = ["coordinator"]
@@ -48,6 +49,10 @@ def coordinator() -> None:
     """Run the coordinator of a fleet."""
 
 
+coordinator.add_command(enrol_token)
+coordinator.add_command(devices)
+
+
 @coordinator.command()
 @click.option("--task", "task_dir", type=click.Path(path_type=Path), required=True, help="Bundle of flockwise export.")
 @click.option(
@@ -59,6 +64,11 @@ def coordinator() -> None:
 @click.option("--username", help="Login at the broker; with --password-file.")
 @click.option("--password-file", type=click.Path(exists=True, path_type=Path), help="File with the password.")
 @click.option("--allow-plaintext", is_flag=True, help="Allow mqtt:// to another machine: everybody between can read.")
+@click.option(
+    "--roster", "roster_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Enrolled devices; nobody else is heard. [default: roster.sqlite in --state-dir, if it is there]",
+)  # fmt: skip
+@click.option("--open", "is_open", is_flag=True, help="No roster: believe whoever can publish at the broker.")
 @click.option("--population", required=True, help="Name of the population.")
 @click.option("--state-dir", type=click.Path(path_type=Path), required=True, help="Where states are kept.")
 @click.option("--rounds", type=click.IntRange(1), required=True, help="Training rounds to commit before ending.")
@@ -203,7 +213,26 @@ def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:
         admission=AdmissionPolicy(max_update_norm=options["max_update_norm"]),
         ca_file=options["ca_file"],
         certificate=_certificate(options),
+        roster_file=_roster_file(options),
     )
+
+
+def _roster_file(options: dict[str, Any]) -> Path | None:
+    """The roster in force; None believes everybody, which takes a broker on this machine or a word from the operator."""
+    if options["is_open"]:
+        if options["roster_file"] is not None:
+            raise click.UsageError("--open and --roster exclude each other")
+        return None
+    default = options["state_dir"] / "roster.sqlite"
+    found: Path | None = options["roster_file"] or (default if default.is_file() else None)
+    choice = options["broker"]
+    is_local = choice in {"embedded", "mosquitto"} or is_loopback(parse_broker_url(choice).host)
+    if found is None and not is_local:
+        raise click.UsageError(
+            f"no roster at {default}: anybody at the broker could report as any device. Make one with "
+            "'flockwise coordinator enrol-token', or say --open"
+        )
+    return found
 
 
 def _certificate(options: dict[str, Any]) -> Any:

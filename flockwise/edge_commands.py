@@ -15,6 +15,7 @@ from edge_client.errors import ConfigError, EdgeClientError
 from flockwise.edge_install_commands import install, uninstall
 from flockwise.eligible_command import eligible
 from flockwise.reporting import one_line_errors, print_json
+from wire_protocol.errors import WireError
 
 if TYPE_CHECKING:
     from edge_client.config import EdgeConfig
@@ -157,6 +158,35 @@ def reset(config_path: Path | None, *, as_json: bool, dry_run: bool) -> None:
         return
     verb = "would forget" if dry_run else "forgot"
     click.echo(f"{verb} " + " ".join(f"{key}={json.dumps(value)}" for key, value in values.items()))
+
+
+@edge.command()
+@_config_option
+@click.option("--token", "token_text", envvar="FLOCKWISE_ENROL_TOKEN", help="Of flockwise coordinator enrol-token.")
+@click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True)
+@_json_option
+@_dry_run_option
+@one_line_errors(EdgeClientError, LinkError, WireError)
+def enrol(config_path: Path | None, *, token_text: str | None, timeout_s: float, as_json: bool, dry_run: bool) -> None:
+    """Make this device's key, if it has none, and have it enrolled. The daemon must not be running.
+
+    A token on the command line is seen by this machine's other users; FLOCKWISE_ENROL_TOKEN is not.
+
+    Exit codes: 0 enrolled, 1 refused or failed, 2 wrong usage.
+
+    Example: FLOCKWISE_ENROL_TOKEN=fwt1... flockwise edge enrol --config client.toml
+    """
+    from edge_client.enrolment import enrol as enrol_device
+    from wire_protocol.enrolment import EnrolmentToken
+
+    if not token_text:
+        raise click.UsageError("a token is needed: --token, or the variable FLOCKWISE_ENROL_TOKEN")
+    config, token = _load(config_path), EnrolmentToken.parse(token_text)
+    device_id = config.device.id if dry_run else enrol_device(config, token, timeout_s=timeout_s)
+    if as_json:
+        print_json({"device_id": device_id, "population": config.device.population, "enrolled": not dry_run})
+    else:
+        click.echo(f"{'would enrol' if dry_run else 'enrolled'} {device_id} in {config.device.population}")
 
 
 @edge.command("show-config")

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from wire_protocol.blobs import DIGEST_BYTES, BlobRef
+from wire_protocol.enrolment import EnrolmentOutcome
 from wire_protocol.errors import MalformedMessage, OversizedMessage, UnsupportedVersion
 from wire_protocol.identifiers import IDENTIFIER_PATTERN
 from wire_protocol.limits import (
@@ -31,6 +32,8 @@ __all__ = [
     "DeviceMessage",
     "DeviceMode",
     "DeviceStatus",
+    "Enrol",
+    "Enrolled",
     "Message",
     "Metrics",
     "Piece",
@@ -229,6 +232,24 @@ class DeviceHealth(Message, frozen=True, kw_only=True, tag_field="type", tag="he
     """Reports accepted since the daemon started."""
 
 
+class Enrol(Message, frozen=True, kw_only=True, tag_field="type", tag="enrol"):
+    """Device: this is my public key, and here is the proof that I was invited. Signed with that key."""
+
+    nonce: Nonce
+    token_id: Identifier
+    public_key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    """Ed25519."""
+    proof: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+    """The token's Ed25519 signature over `enrolment.enrolment_statement`."""
+
+
+class Enrolled(Message, frozen=True, kw_only=True, tag_field="type", tag="enrolled"):
+    """Coordinator: what became of an enrolment."""
+
+    nonce: Nonce
+    outcome: EnrolmentOutcome
+
+
 class TaskAnnouncement(Message, frozen=True, kw_only=True, tag_field="type", tag="task"):
     """Coordinator, retained: what this population works on."""
 
@@ -292,8 +313,11 @@ class RoundClosed(Message, frozen=True, kw_only=True, tag_field="type", tag="rou
     round_id: RoundId
 
 
-DeviceMessage = CheckIn | PieceListRequest | PieceRequest | Piece | Report | Withdrawal | DeviceStatus | DeviceHealth
+DeviceMessage = (
+    CheckIn | PieceListRequest | PieceRequest | Piece | Report | Withdrawal | DeviceStatus | DeviceHealth | Enrol
+)
 CoordinatorMessage = TaskAnnouncement | Assignment | Refusal | PieceList | Piece | Receipt | RoundClosed
+"""What a device hears in its session; `Enrolled` comes before there is one."""
 
 _AnyMessage = (
     CheckIn
@@ -304,6 +328,8 @@ _AnyMessage = (
     | Withdrawal
     | DeviceStatus
     | DeviceHealth
+    | Enrol
+    | Enrolled
     | TaskAnnouncement
     | Assignment
     | Refusal

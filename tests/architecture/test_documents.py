@@ -27,7 +27,7 @@ def test_the_wire_document_names_every_message_and_every_rejection():
         for kind in (getattr(messages, name) for name in message_names)
         if isinstance(kind, type) and issubclass(kind, messages.Message) and kind is not messages.Message
     ]
-    assert len(kinds) == 14
+    assert len(kinds) == 16
     for kind in kinds:
         assert f"`{kind}`" in WIRE, kind
     for reason in RejectionReason:
@@ -40,8 +40,12 @@ def test_the_wire_document_states_the_limits_in_force():
     assert f"{limits.MAX_TENSORS:,}" in WIRE
 
 
-@pytest.mark.parametrize("verb", [[], ["coordinator", "serve"], ["coordinator", "compile"], ["demo"], ["export"], ["simulate"], ["edge", "run"],
-                                  ["edge", "once"], ["edge", "doctor"], ["edge", "eligible"], ["edge", "show-config"], ["edge", "reset"],
+@pytest.mark.parametrize("verb", [[], ["coordinator", "serve"], ["coordinator", "compile"], ["coordinator", "enrol-token"],
+                                  ["coordinator", "devices"], ["coordinator", "devices", "list"],
+                                  ["coordinator", "devices", "show"], ["coordinator", "devices", "revoke"],
+                                  ["coordinator", "devices", "reinstate"], ["edge", "enrol"], ["edge", "reset"],
+                                  ["demo"], ["export"], ["simulate"], ["edge", "run"],
+                                  ["edge", "once"], ["edge", "doctor"], ["edge", "eligible"], ["edge", "show-config"],
                                   ["edge", "import-data"], ["privacy", "explain"]])  # fmt: skip
 def test_every_command_helps_with_an_example_and_its_exit_codes(verb):
     result = CliRunner().invoke(main, [*verb, "--help"])

@@ -87,8 +87,13 @@ DEVICES = ("dev-1", "dev-10", "dev-100", "dev", "Dev-1", "dev-1_")
 KINDS = ("up/report", "up/check-in", "status", "down/assignment")
 
 
-def test_no_device_reads_or_writes_anothers_topics_nor_the_coordinators(secure_mosquitto):
+def test_no_device_reads_or_writes_anothers_topics_nor_the_coordinators(make_secure_mosquitto):
     """N x N: every device subscribes to everything it can think of and publishes everywhere."""
+    with make_secure_mosquitto().running() as broker:
+        _probe(broker)
+
+
+def _probe(broker):
     population = "p"
     trees = {name: f"fw/v1/{population}/d/{name}" for name in DEVICES}
     greedy = ("#", "fw/#", "fw/v1/+/d/+/+/+", "fw/v1/+/d/+/status", "+/+/+/+/+/+/+", "$share/g/fw/v1/+/d/+/up/+",
@@ -98,8 +103,8 @@ def test_no_device_reads_or_writes_anothers_topics_nor_the_coordinators(secure_m
     for name in (*DEVICES, "coordinator"):
         own = (f"fw/v1/{population}/d/+/up/+", f"fw/v1/{population}/d/+/status")
         links[name] = PahoLink(
-            url=secure_mosquitto.url, client_id=name, subscriptions=own if name == "coordinator" else greedy,
-            sink=heard[name].put, ca_file=secure_mosquitto.ca_file, certificate=secure_mosquitto.login(name),
+            url=broker.url, client_id=name, subscriptions=own if name == "coordinator" else greedy,
+            sink=heard[name].put, ca_file=broker.ca_file, certificate=broker.login(name),
         )  # fmt: skip
         links[name].start()
         assert isinstance(heard[name].get(timeout=WAIT_S), LinkUp)

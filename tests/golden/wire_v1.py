@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 from wire_protocol.blobs import BlobRef, split_blob
+from wire_protocol.enrolment import EnrolmentOutcome
 from wire_protocol.messages import (
     Assignment,
     CheckIn,
     DeviceHealth,
     DeviceMode,
     DeviceStatus,
+    Enrol,
+    Enrolled,
     Message,
     Metrics,
     Piece,
@@ -86,6 +89,8 @@ MESSAGES: tuple[Message, ...] = (
         uptime_s=3600.5,
         num_rounds_accepted=12,
     ),
+    Enrol(nonce=NONCE, token_id="0123456789abcdef", public_key=bytes(range(32)), proof=bytes(range(64))),  # noqa: S106
+    Enrolled(nonce=NONCE, outcome=EnrolmentOutcome.TOKEN_EXPIRED),
 )
 
 

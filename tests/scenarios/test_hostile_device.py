@@ -456,3 +456,24 @@ def test_a_cohort_that_is_named_is_asked_as_it_is_whatever_the_completion_rate()
     for device in ("a", "b", "z", "c"):
         bench.check_in(device)
     assert set(bench.fleet.current_round.cohort) == {"a", "b", "c"}
+
+
+def test_a_revoked_device_loses_its_place_but_not_what_was_counted():
+    bench = Bench("a", "b", "c", report_goal=3)
+    bench.report("a")
+    assert bench.folded == ["a"]
+    bench.run(bench.fleet.expel("a", now=bench.now))
+    bench.run(bench.fleet.expel("b", now=bench.now))
+    assert bench.fleet.current_round.num_folded == 1
+    assert bench.ended == []
+    bench.report("c")
+    assert bench.folded == ["a", "c"]
+    assert bench.ended == [RoundState.AGGREGATING], "nobody waits for the one that was shut out"
+
+
+def test_a_revoked_device_that_waits_is_not_drawn():
+    bench = Bench("a", "b")
+    bench.check_in("z")
+    assert bench.fleet.population.num_waiting == 1
+    bench.run(bench.fleet.expel("z", now=bench.now))
+    assert bench.fleet.population.num_waiting == 0

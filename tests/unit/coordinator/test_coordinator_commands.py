@@ -75,9 +75,15 @@ def test_a_bundle_with_an_empty_or_missing_file_is_one_line(bundle, name, is_the
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"broker": "mqtt://broker.example"}, "--allow-plaintext allows it all the same"),
-        ({"broker": "mqtts://broker.example", "username": "me"}, "--username and --password-file belong together"),
-        ({"broker": "mqtts://broker.example", "cert-file": __file__}, "cert_file and key_file belong together"),
+        ({"broker": "mqtt://broker.example", "roster": __file__}, "--allow-plaintext allows it all the same"),
+        (
+            {"broker": "mqtts://broker.example", "roster": __file__, "username": "me"},
+            "--username and --password-file belong together",
+        ),
+        (
+            {"broker": "mqtts://broker.example", "roster": __file__, "cert-file": __file__},
+            "cert_file and key_file belong together",
+        ),
     ],
 )
 def test_a_login_that_is_half_given_or_would_be_readable_is_refused(bundle, changes, words):
@@ -88,6 +94,12 @@ def test_a_login_that_is_half_given_or_would_be_readable_is_refused(bundle, chan
 
 def test_plaintext_to_another_machine_can_be_allowed(bundle):
     words = f"--task {bundle} --population p --state-dir {bundle}/state --rounds 1 --report-goal 2".split()
-    options = ["--broker", "mqtt://broker.example", "--allow-plaintext", "--dry-run"]
+    options = ["--broker", "mqtt://broker.example", "--allow-plaintext", "--open", "--dry-run"]
     result = CliRunner().invoke(main, ["coordinator", "serve", *words, *options])
     assert result.exit_code == 0, result.output
+
+
+def test_without_a_roster_a_broker_on_another_machine_is_refused_unless_the_operator_says_open(bundle):
+    result = _serve(bundle, broker="mqtts://broker.example")
+    assert result.exit_code == 2
+    assert "anybody at the broker could report as any device" in result.output

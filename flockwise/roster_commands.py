@@ -1,0 +1,211 @@
+"""`flockwise coordinator enrol-token` and `flockwise coordinator devices`: who may take part."""
+
+import datetime as dt
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coordinator.errors import CoordinatorError
+from flockwise.reporting import one_line_errors, print_json
+from wire_protocol.errors import WireError
+
+__all__ = ["devices", "enrol_token"]
+
+_errors_in_one_line = one_line_errors(CoordinatorError, WireError, OSError)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+_dry_run_option = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and end.")
+_population_option = click.option("--population", required=True, help="Name of the population.")
+_roster_option = click.option(
+    "--roster", "roster_file", type=click.Path(path_type=Path), required=True,
+    help="The roster: roster.sqlite in the coordinator's --state-dir.",
+)  # fmt: skip
+
+
+@click.command("enrol-token")
+@_roster_option
+@_population_option
+@click.option("--device", "device_id", help="The only device it is for. [default: any id that nobody has]")
+@click.option("--valid-h", type=click.FloatRange(0, 8760, min_open=True), default=24.0, show_default=True)
+@click.option("--uses", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Devices it lets in.")
+@_json_option
+@_dry_run_option
+@_errors_in_one_line
+def enrol_token(**options: Any) -> None:
+    """Print a token by which a device can enrol. It is shown once: the roster keeps no secret.
+
+    Exit codes: 0 made, 1 the roster cannot be used, 2 wrong usage.
+
+    Example: flockwise coordinator enrol-token --roster state/roster.sqlite --population digits --device kitchen-pi
+    """
+    from coordinator.enrolment_tokens import make_token
+
+    token, record = make_token(
+        population=options["population"],
+        device_id=options["device_id"],
+        valid_s=options["valid_h"] * 3600.0,
+        num_uses=options["uses"],
+        now=time.time(),
+        random_bytes=os.urandom,
+    )
+    text = token.text
+    if options["dry_run"]:
+        text = "(dry run: no token)"
+    else:
+        _with_roster(options["roster_file"], lambda roster: roster.add_token(record))
+    if options["as_json"]:
+        values = {"token_id": record.token_id, "expires_at": record.expires_at, "device_id": record.device_id}
+        print_json(values | {"token": text, "uses": record.uses_left, "made": not options["dry_run"]})
+    else:
+        click.echo(text)
+
+
+@click.group()
+def devices() -> None:
+    """List, show, revoke and reinstate enrolled devices. A running coordinator notices within seconds.
+
+    Exit codes: 0 done, 1 no such device or no usable roster, 2 wrong usage. Every verb knows --json.
+
+    Example: flockwise coordinator devices list --roster state/roster.sqlite --population digits
+    """
+
+
+@devices.command("list")
+@_roster_option
+@_population_option
+@_json_option
+@_errors_in_one_line
+def list_(*, roster_file: Path, population: str, as_json: bool) -> None:
+    """List all devices. A device that was heard in an epoch that is over may have been cloned.
+
+    Exit codes: 0 done, 1 no usable roster, 2 wrong usage.
+
+    Example: flockwise coordinator devices list --roster state/roster.sqlite --population digits
+    """
+    records = _with_roster(_existing(roster_file), lambda roster: roster.devices(population))
+    if as_json:
+        print_json({"devices": [_shown(record) for record in records]})
+    for record in records if not as_json else []:
+        click.echo(_line(record))
+
+
+@devices.command()
+@click.argument("device_id")
+@_roster_option
+@_population_option
+@_json_option
+@_errors_in_one_line
+def show(*, device_id: str, roster_file: Path, population: str, as_json: bool) -> None:
+    """Show one device.
+
+    Exit codes: 0 done, 1 no such device or no usable roster, 2 wrong usage.
+
+    Example: flockwise coordinator devices show kitchen-pi --roster state/roster.sqlite --population digits
+    """
+    record = _with_roster(_existing(roster_file), lambda roster: _found(roster, population, device_id))
+    if as_json:
+        print_json(_shown(record))
+    else:
+        click.echo(_line(record))
+
+
+@devices.command()
+@click.argument("device_id")
+@_roster_option
+@_population_option
+@_json_option
+@_dry_run_option
+@_errors_in_one_line
+def revoke(**options: Any) -> None:
+    """Shut a device out: its check-in, its assignment and its unfinished report are dropped within seconds.
+
+    Exit codes: 0 done, 1 no such device or no usable roster, 2 wrong usage.
+
+    Example: flockwise coordinator devices revoke kitchen-pi --roster state/roster.sqlite --population digits
+    """
+    _change(options, "REVOKED")
+
+
+@devices.command()
+@click.argument("device_id")
+@_roster_option
+@_population_option
+@_json_option
+@_dry_run_option
+@_errors_in_one_line
+def reinstate(**options: Any) -> None:
+    """Let a revoked device in again, with the key it had.
+
+    Exit codes: 0 done, 1 no such device or no usable roster, 2 wrong usage.
+
+    Example: flockwise coordinator devices reinstate kitchen-pi --roster state/roster.sqlite --population digits
+    """
+    _change(options, "ACTIVE")
+
+
+def _change(options: dict[str, Any], state_name: str) -> None:
+    from coordinator.roster import DeviceState
+
+    state = DeviceState[state_name]
+    population, device_id = options["population"], options["device_id"]
+
+    def change(roster: Any) -> Any:
+        _found(roster, population, device_id)
+        if not options["dry_run"]:
+            roster.set_state(population, device_id, state, now=time.time())
+        return _found(roster, population, device_id)
+
+    record = _with_roster(_existing(options["roster_file"]), change)
+    if options["as_json"]:
+        print_json(_shown(record) | {"changed": not options["dry_run"]})
+    else:
+        click.echo(f"{'would become' if options['dry_run'] else 'is'} {state.value}: {_line(record)}")
+
+
+def _existing(roster_file: Path) -> Path:
+    """Looking must not make an empty roster where there is none: a coordinator would then find it."""
+    if not roster_file.is_file():
+        raise FileNotFoundError(f"there is no roster {roster_file}; enrol-token makes one")
+    return roster_file
+
+
+def _found(roster: Any, population: str, device_id: str) -> Any:
+    record = roster.device(population, device_id)
+    if record is None:
+        raise CoordinatorError(f"no device {device_id!r} is enrolled in population {population!r}")
+    return record
+
+
+def _with_roster(roster_file: Path, use: Callable[[Any], Any]) -> Any:
+    from coordinator.roster import Roster
+
+    roster = Roster(roster_file)
+    try:
+        return use(roster)
+    finally:
+        roster.close()
+
+
+def _shown(record: Any) -> dict[str, Any]:
+    mark = record.high_water
+    return {
+        "device_id": record.device_id,
+        "public_key": record.public_key.hex(),
+        "state": record.state.value,
+        "enrolled_at": record.enrolled_at,
+        "token_id": record.token_id,
+        "revoked_at": record.revoked_at,
+        "epoch": mark.epoch,
+        "counter": mark.counter,
+        "num_falling_epochs": mark.num_falling_epochs,
+    }
+
+
+def _line(record: Any) -> str:
+    enrolled = dt.datetime.fromtimestamp(record.enrolled_at, dt.UTC).isoformat(timespec="seconds")
+    mark = record.high_water
+    alarm = f"  CLONED? heard {mark.num_falling_epochs} times in a past epoch" if mark.num_falling_epochs else ""
+    return f"{record.device_id:24} {record.state.value:8} enrolled {enrolled} epoch {mark.epoch}{alarm}"
