@@ -10,10 +10,15 @@ from edge_client.errors import StorageError
 from wire_protocol.errors import InvalidIdentifier
 from wire_protocol.identifiers import checked_identifier
 
-__all__ = ["StateDir"]
+__all__ = ["StateDir", "ledger_path"]
 
 _ID_FILE: Final = "device_id"
 _LOCK_FILE: Final = "lock"
+
+
+def ledger_path(state_dir: Path) -> Path:
+    """Where the privacy ledger of a state directory is, for reading beside a running daemon."""
+    return state_dir / "privacy.sqlite"
 
 
 class StateDir:
@@ -57,7 +62,7 @@ class StateDir:
     @property
     def ledger(self) -> Path:
         """The privacy ledger."""
-        return self._path / "privacy.sqlite"
+        return ledger_path(self._path)
 
     def lock(self) -> None:
         """Keeps every other daemon out until ``unlock`` or the end of this process.

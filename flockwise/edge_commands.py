@@ -12,6 +12,7 @@ import click
 
 from broker_link.errors import LinkError
 from edge_client.errors import ConfigError, EdgeClientError
+from flockwise.edge_budget_command import budget
 from flockwise.edge_install_commands import install, uninstall
 from flockwise.eligible_command import eligible
 from flockwise.reporting import one_line_errors, print_json
@@ -50,6 +51,7 @@ def edge() -> None:
 edge.add_command(install)
 edge.add_command(uninstall)
 edge.add_command(eligible)
+edge.add_command(budget)
 
 
 @edge.command()

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import sqlite3
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -68,14 +69,15 @@ class PrivacyLedger:
 
     Args:
         path: The database; a mark is kept beside it. None keeps it in memory: for simulated devices alone.
-        budget: The owner's. At the first opening it is written down; later ones can only lower it.
+        budget: The owner's. At the first opening it is written down; later ones can only lower it. None opens the
+            ledger for reading alone, also beside a running daemon: it must exist, and releases nothing.
 
     Raises:
         LedgerDamaged: It is not what this device wrote; nothing may be released until the owner has decided.
         StorageError: It cannot be opened or written.
     """
 
-    def __init__(self, path: Path | None, *, budget: PrivacyBudget) -> None:
+    def __init__(self, path: Path | None, *, budget: PrivacyBudget | None) -> None:
         self._mark = None if path is None else path.with_name(path.name + _MARK_SUFFIX)
         if path is not None and self._mark is not None and self._mark.exists() and not path.exists():
             raise LedgerDamaged(f"the privacy ledger {path} is gone, but {self._mark.name} says there was one")
@@ -84,6 +86,10 @@ class PrivacyLedger:
         self._budget = PrivacyBudget(epsilon=0.0)
         self._last = (0, _GENESIS)
         try:
+            if budget is None:
+                self._database = _connect_for_reading(path)
+                self._read()
+                return
             self._database = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=_BUSY_TIMEOUT_S)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
@@ -92,6 +98,11 @@ class PrivacyLedger:
             self._lower(budget)
         except sqlite3.DatabaseError as error:
             raise _translated(error, f"the privacy ledger {path}") from error
+
+    @staticmethod
+    def had_one(path: Path) -> bool:
+        """Whether a mark says that there was a ledger at ``path``."""
+        return path.with_name(path.name + _MARK_SUFFIX).exists()
 
     def __enter__(self) -> Self:
         return self
@@ -268,6 +279,13 @@ class PrivacyLedger:
             head = self._append(f"budget-{self._last[0] + 1}", "budget", json.dumps(dataclasses.asdict(budget)), b"")
         self._budget = budget
         self._advance(head)
+
+
+def _connect_for_reading(path: Path | None) -> sqlite3.Connection:
+    if path is None or not path.exists():
+        raise StorageError(f"there is no privacy ledger at {path}: this device has released nothing private")
+    uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT_S)
 
 
 def _link(previous: bytes, row: tuple[int, str, str, str, str]) -> bytes:
