@@ -19,10 +19,13 @@ __all__ = [
     "MergeKind",
     "Pad",
     "Permute",
+    "Recurrent",
+    "RecurrentKind",
     "UpSample",
 ]
 
 _Pair: TypeAlias = tuple[int, int]
+RecurrentKind: TypeAlias = Literal["gru", "lstm", "simple"]
 MergeKind: TypeAlias = Literal["average", "maximum", "minimum", "multiply", "subtract"]
 
 
@@ -114,3 +117,18 @@ class Permute:
     """Reorders an example's axes, counted from 1."""
 
     order: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Recurrent:
+    """A recurrent layer over [B, length, in], from a state of zeros; gates in Keras's order and with its activations."""
+
+    kind: RecurrentKind
+    kernel: int
+    """[in, gates * units]"""
+    recurrent: int
+    """[units, gates * units]"""
+    bias: int | None
+    """[gates * units], for a GRU [2, gates * units]."""
+    is_reversed: bool
+    return_sequences: bool

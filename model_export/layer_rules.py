@@ -11,7 +11,18 @@ from typing import Any, Final
 import tensorflow as tf
 
 from model_export.image_rules import IMAGE_RULES
-from model_export.layer_operations import Affine, Concatenate, GroupNorm, LayerNorm, Merge, MergeKind, Permute, UpSample
+from model_export.layer_operations import (
+    Affine,
+    Concatenate,
+    GroupNorm,
+    LayerNorm,
+    Merge,
+    MergeKind,
+    Permute,
+    Recurrent,
+    RecurrentKind,
+    UpSample,
+)
 from model_export.operations import Activation, Add, Dense, Dropout, Operation, Reshape
 from model_export.remedies import remedy_for
 from model_export.rule_parts import LayerReading, Rule, activation_of, bias_of, refuse, require_channels_last
@@ -133,6 +144,36 @@ def _group_norm(reading: LayerReading) -> list[Operation]:
     ]
 
 
+def _recurrent(kind: RecurrentKind, reading: LayerReading) -> list[Operation]:
+    layer = reading.layer
+    cell = layer.cell
+    if len(reading.input_shapes) > 1 or layer.return_state or layer.stateful:
+        refuse(layer, "takes or gives a state", "Use it on a sequence alone: its state starts at zero.")
+    if layer.dropout or layer.recurrent_dropout:
+        refuse(layer, "dropout or recurrent_dropout is set", "Put a Dropout layer before it.")
+    if layer.activation is not tf.keras.activations.tanh:
+        refuse(layer, "activation is not tanh", "Use activation='tanh', the default.")
+    if kind != "simple" and layer.recurrent_activation is not tf.keras.activations.sigmoid:
+        refuse(layer, "recurrent_activation is not sigmoid", "Use recurrent_activation='sigmoid', the default.")
+    if kind == "gru" and not layer.reset_after:
+        refuse(layer, "reset_after=False", "Use reset_after=True, the default.")
+    if layer.time_major:
+        refuse(layer, "time_major=True", "Use time_major=False, the default.")
+    for option in ("kernel", "recurrent", "bias"):
+        if getattr(cell, f"{option}_regularizer") is not None or getattr(cell, f"{option}_constraint") is not None:
+            refuse(layer, f"has a {option} regularizer or constraint", "Build the layer without it.")
+    return [
+        Recurrent(
+            kind=kind,
+            kernel=reading.weight_position(cell.kernel),
+            recurrent=reading.weight_position(cell.recurrent_kernel),
+            bias=_optional(reading, cell.bias),
+            is_reversed=layer.go_backwards,
+            return_sequences=layer.return_sequences,
+        )
+    ]
+
+
 def _optional(reading: LayerReading, weight: Any) -> int | None:
     return None if weight is None else reading.weight_position(weight)
 
@@ -153,8 +194,10 @@ _RULES: Final[Mapping[type, Rule]] = {
     _layers.Dropout: _dropout,
     _layers.ELU: lambda reading: [Activation(name="scaled_elu", parameter=float(reading.layer.alpha))],
     _layers.Flatten: _flatten,
+    _layers.GRU: functools.partial(_recurrent, "gru"),
     _layers.GroupNormalization: _group_norm,
     _layers.Identity: lambda _: [],
+    _layers.LSTM: functools.partial(_recurrent, "lstm"),
     _layers.LayerNormalization: _layer_norm,
     _layers.LeakyReLU: lambda reading: [Activation(name="leaky_relu", parameter=float(reading.layer.alpha))],
     _layers.Maximum: functools.partial(_merge, "maximum"),
@@ -165,6 +208,7 @@ _RULES: Final[Mapping[type, Rule]] = {
     _layers.RepeatVector: _repeat_vector,
     _layers.Rescaling: lambda reading: [Affine(scale=float(reading.layer.scale), offset=float(reading.layer.offset))],
     _layers.Reshape: lambda _: [Reshape()],
+    _layers.SimpleRNN: functools.partial(_recurrent, "simple"),
     _layers.Softmax: _softmax,
     _layers.Subtract: functools.partial(_merge, "subtract"),
 }

@@ -14,6 +14,7 @@ __all__ = ["LAYER_ROWS", "row_model"]
 _layers = tf.keras.layers
 _FEATURES: Final = (6,)
 _SEQUENCE: Final = (7, 4)
+_SHORT: Final = (4, 3)
 _IMAGE: Final = (9, 8, 3)
 _WIDE: Final = (9, 8, 8)
 
@@ -112,6 +113,13 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
     "GroupNormalization": _on(_WIDE, lambda: _layers.GroupNormalization(4)),
     "GroupNormalization by channel": _on(_WIDE, lambda: _layers.GroupNormalization(-1)),
     "GroupNormalization on features": _on(_FEATURES, lambda: _layers.GroupNormalization(2)),
+    "LSTM": _on(_SHORT, lambda: _layers.LSTM(5)),
+    "LSTM return_sequences": _on(_SHORT, lambda: _layers.LSTM(5, return_sequences=True)),
+    "LSTM, no bias": _on(_SHORT, lambda: _layers.LSTM(5, use_bias=False)),
+    "GRU": _on(_SHORT, lambda: _layers.GRU(5)),
+    "GRU return_sequences": _on(_SHORT, lambda: _layers.GRU(5, return_sequences=True)),
+    "GRU go_backwards": _on(_SHORT, lambda: _layers.GRU(5, go_backwards=True, return_sequences=True)),
+    "SimpleRNN": _on(_SHORT, lambda: _layers.SimpleRNN(5)),
     "Rescaling": _on(_FEATURES, lambda: _layers.Rescaling(0.5, 1.0)),
     "Add": (_FEATURES, _with_branch(_layers.Add)),
     "Subtract": (_FEATURES, _with_branch(_layers.Subtract)),

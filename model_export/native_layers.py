@@ -17,6 +17,7 @@ from model_export.layer_operations import (
     Merge,
     Pad,
     Permute,
+    Recurrent,
     UpSample,
 )
 
@@ -121,6 +122,30 @@ def _up_sample(operation: UpSample, inputs: Sequence[Any], _: _Weights) -> Any:
     return on_image(lambda x: tf.repeat(tf.repeat(x, operation.size[0], 1), operation.size[1], 2), inputs[0])
 
 
+def _recurrent(operation: Recurrent, inputs: Sequence[Any], weights: _Weights) -> Any:
+    kernel, recurrent = weights[operation.kernel], weights[operation.recurrent]
+    bias = tf.zeros([1]) if operation.bias is None else weights[operation.bias]
+    is_gru = operation.kind == "gru"
+    of_input, of_state = (bias[0], bias[1]) if is_gru and operation.bias is not None else (bias, tf.zeros([1]))
+    h = c = tf.zeros([tf.shape(inputs[0])[0], recurrent.shape[0]])
+    steps = tf.unstack(inputs[0], axis=1)
+    outputs = []
+    for x in reversed(steps) if operation.is_reversed else steps:
+        left, right = tf.matmul(x, kernel) + of_input, tf.matmul(h, recurrent) + of_state
+        if is_gru:
+            (xz, xr, xn), (hz, hr, hn) = tf.split(left, 3, 1), tf.split(right, 3, 1)
+            z = tf.sigmoid(xz + hz)
+            h = z * h + (1 - z) * tf.tanh(xn + tf.sigmoid(xr + hr) * hn)
+        elif operation.kind == "lstm":
+            i, f, g, o = tf.split(left + right, 4, 1)
+            c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+            h = tf.sigmoid(o) * tf.tanh(c)
+        else:
+            h = tf.tanh(left + right)
+        outputs.append(h)
+    return tf.stack(outputs, 1) if operation.return_sequences else h
+
+
 NATIVE_LAYERS: Final[Mapping[type, Callable[[Any, Sequence[Any], _Weights], Any]]] = {
     Affine: lambda operation, inputs, _: inputs[0] * operation.scale + operation.offset,
     Concatenate: lambda operation, inputs, _: tf.concat(list(inputs), operation.axis),
@@ -132,6 +157,7 @@ NATIVE_LAYERS: Final[Mapping[type, Callable[[Any, Sequence[Any], _Weights], Any]
     Merge: _merge,
     Pad: _pad,
     Permute: lambda operation, inputs, _: tf.transpose(inputs[0], (0, *operation.order)),
+    Recurrent: _recurrent,
     UpSample: _up_sample,
 }
 """Kind of operation -> (operation, inputs, the model's weights) -> value."""

@@ -18,6 +18,7 @@ from model_export.layer_operations import (
     Merge,
     Pad,
     Permute,
+    Recurrent,
     UpSample,
 )
 
@@ -157,9 +158,10 @@ Operation: TypeAlias = (
     | Pad
     | UpSample
     | Permute
+    | Recurrent
 )
 
-_TRAINABLE = (Dense, Conv2D, Conv2DMaxPool, Bias, DepthwiseConv2D, Conv2DTranspose, LayerNorm, GroupNorm)
+_TRAINABLE = (Dense, Conv2D, Conv2DMaxPool, Bias, DepthwiseConv2D, Conv2DTranspose, LayerNorm, GroupNorm, Recurrent)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ _AT_HOME: Final = "It prepares data: apply it before the examples are stored on 
 _NO_VOLUMES: Final = "There are no three-dimensional layers; use the two-dimensional one on each slice, or reshape."
 _NOT_A_LAYER: Final = "It is a building block, not a layer of a model; use the layers that are exported."
 _ATTENTION: Final = "There is no attention yet; use Conv1D, or Dense layers over the flattened sequence."
-_RECURRENT: Final = "There are no recurrent layers yet; use Conv1D over the sequence."
+_RECURRENT: Final = "Use GRU, LSTM or SimpleRNN."
 _NOISE: Final = "Use Dropout: its masks are the same on every machine."
 
 _REMEDIES: Final[Mapping[str, str]] = {
@@ -34,10 +34,11 @@ _REMEDIES: Final[Mapping[str, str]] = {
         _NOT_A_LAYER,
     ),
     **dict.fromkeys(("AdditiveAttention", "Attention", "MultiHeadAttention"), _ATTENTION),
-    **dict.fromkeys(("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "GRU", "LSTM", "RNN", "SimpleRNN"), _RECURRENT),
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "RNN"), _RECURRENT),
     **dict.fromkeys(("AlphaDropout", "GaussianDropout", "GaussianNoise"), _NOISE),
     "ActivityRegularization": "Remove it: regularizers are not part of the training step.",
     "BatchNormalization": "Use GroupNormalization or LayerNormalization: they keep no moving averages.",
+    "Bidirectional": "Use two recurrent layers, one with go_backwards=True, and Concatenate.",
     "Dot": "Use Multiply and a Dense layer.",
     "EinsumDense": "Use Dense, with Permute or Reshape before it.",
     "Embedding": "There is no Embedding yet; store one-hot examples and use a Dense layer.",

@@ -17,6 +17,7 @@ from model_export.layer_operations import (
     Merge,
     Pad,
     Permute,
+    Recurrent,
     UpSample,
 )
 from model_export.lowering.convolution import convolve_transposed
@@ -26,6 +27,7 @@ from model_export.lowering.merging import ManyPullback, concatenate_all, merge, 
 from model_export.lowering.normalization import group_normalize, layer_normalize
 from model_export.lowering.phases import pad_image
 from model_export.lowering.pooling import global_max_pool
+from model_export.lowering.recurrent import run_recurrent
 from model_export.lowering.tensor_types import Pullback, Tensor
 from model_export.lowering.windows import WindowAxis, plan_axis
 
@@ -175,6 +177,31 @@ def _permute(call: Call) -> tuple[Tensor, NodePullback]:
     return unary((tf.transpose(call.x, order), lambda dy: tf.transpose(dy, inverse)))
 
 
+def _recurrent(call: Call) -> tuple[Tensor, NodePullback]:
+    operation: Recurrent = call.operation
+    bias = None if operation.bias is None else call.weights[operation.bias]
+    length = call.x.shape[1]
+    y, recurrent_pullback = run_recurrent(
+        operation.kind,
+        call.x,
+        call.weights[operation.kernel],
+        call.weights[operation.recurrent],
+        bias,
+        order=range(length - 1, -1, -1) if operation.is_reversed else range(length),
+        return_sequences=operation.return_sequences,
+        needs_dx=call.needs_dx,
+    )
+
+    def pullback(dy: Tensor) -> Gradients:
+        dx, of_kernel, of_recurrent, of_bias = recurrent_pullback(dy)
+        of_weights = {operation.kernel: of_kernel, operation.recurrent: of_recurrent}
+        if operation.bias is not None:
+            of_weights[operation.bias] = of_bias
+        return (dx,), of_weights
+
+    return y, pullback
+
+
 def _layer_norm(call: Call) -> tuple[Tensor, NodePullback]:
     return _normalized(call, layer_normalize(call.x, call.operation.num_axes, call.operation.epsilon))
 
@@ -202,6 +229,7 @@ LAYERS: Final[Mapping[type, Callable[[Call], tuple[Tensor, NodePullback]]]] = {
     Merge: lambda call: _many(merge(call.operation.kind, call.inputs)),
     Pad: _pad,
     Permute: _permute,
+    Recurrent: _recurrent,
     UpSample: _up_sample,
 }
 """Kind of operation -> its lowering."""

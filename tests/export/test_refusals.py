@@ -44,6 +44,32 @@ UNSUPPORTED = {
 }
 
 
+RECURRENT = {
+    "a state that is given on": ({"stateful": True}, "on a sequence alone"),
+    "dropout": ({"dropout": 0.5}, "Put a Dropout layer before it"),
+    "another activation": ({"activation": "relu"}, "activation='tanh'"),
+    "another gate activation": ({"recurrent_activation": "relu"}, "recurrent_activation='sigmoid'"),
+    "the reset gate before the product": ({"reset_after": False}, "reset_after=True"),
+    "a regularizer": ({"kernel_regularizer": "l2"}, "without"),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_an_option_that_a_recurrent_layer_cannot_have_is_refused_with_what_to_use(name):
+    options, advice = RECURRENT[name]
+    inputs = tf.keras.Input((4, 3), batch_size=2 if "stateful" in options else None)
+    model = tf.keras.Model(inputs, layers.Dense(3)(layers.GRU(5, **options)(inputs)))
+    with pytest.raises(UnsupportedLayer, match=advice):
+        read_graph(model)
+
+
+def test_a_call_with_more_than_its_input_is_refused():
+    inputs = tf.keras.Input((5,))
+    model = tf.keras.Model(inputs, layers.Dense(3)(layers.Dropout(0.5)(inputs, training=True)))
+    with pytest.raises(UnsupportedLayer, match="is called with training"):
+        read_graph(model)
+
+
 def fake_relu():
     def relu(x):
         return tf.abs(x)
