@@ -25,6 +25,7 @@ from edge_client.config import EdgeConfig, PrivacySection
 from edge_client.counts import RoundEnding, RoundOutcome
 from edge_client.crash_guard import CrashGuard
 from edge_client.crash_record import CrashLimits
+from edge_client.daemon_log import log_event, log_outcome
 from edge_client.device_link import MakeLink, client_version, paho_link
 from edge_client.eligibility.machine import Machine
 from edge_client.eligibility.monitor import EligibilityMonitor
@@ -254,7 +255,7 @@ class Daemon:
             _LOG.info("report_resumed round_id=%d", pending.report.round_id)
 
     def _handle(self, event: DeviceEvent) -> None:
-        _log_event(event)
+        log_event(event)
         if isinstance(event, LinkUp):
             hit("device.link_up")
         if isinstance(event, LinkUp | LinkDown):
@@ -270,7 +271,7 @@ class Daemon:
             if self.agent.last_outcome.ending is RoundEnding.ACCEPTED:
                 self._guard.round_accepted()
             hit("device.round.over")
-            _log_outcome(self.agent.last_outcome)
+            log_outcome(self.agent.last_outcome)
         self._perform(actions)
 
     def _perform(self, actions: Iterable[Action]) -> None:
@@ -395,28 +396,3 @@ def _stop_on_signals(daemon: Daemon) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-
-
-def _log_event(event: DeviceEvent) -> None:
-    """What is worth a line: never a message's content, never a tensor."""
-    match event:
-        case LinkUp():
-            _LOG.info("connected")
-        case LinkDown():
-            _LOG.warning("disconnected reason=%r", event.reason)
-        case TrainingFinished():
-            _LOG.info(
-                "job_finished round_id=%d num_examples=%d duration_s=%.2f",
-                event.round_id,
-                event.result.num_examples,
-                event.result.duration_s,
-            )
-        case TrainingFailed():
-            _LOG.error("job_failed round_id=%d reason=%s detail=%r", event.round_id, event.reason.value, event.detail)
-        case _:
-            pass
-
-
-def _log_outcome(outcome: RoundOutcome) -> None:
-    reason = outcome.reason.value if outcome.reason is not None else "none"
-    _LOG.info("round_over round_id=%d ending=%s reason=%s", outcome.round_id, outcome.ending.value, reason)
