@@ -7,7 +7,7 @@ import numpy as np
 
 from simulators.step_bench.turns import serve
 
-__all__: list[str] = []
+__all__ = ["main"]
 
 
 def main(runtime: str, path: str, num_threads: int) -> None:

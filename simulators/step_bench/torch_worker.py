@@ -5,7 +5,7 @@ import sys
 import torch  # type: ignore[import-not-found]  # its own interpreter has it
 from turns import serve  # type: ignore[import-not-found]  # beside this file
 
-__all__: list[str] = []
+__all__ = ["main"]
 
 
 def main(num_threads: int, batch_size: int, dropout: float, layout: str) -> None:

@@ -36,6 +36,7 @@ from wire_protocol.identifiers import checked_identifier
 from wire_protocol.integer_updates import decode_integer_update, encode_integer_update
 from wire_protocol.messages import Message, Report, RoundKind, decode_message, encode_message, message_kind
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
+from wire_protocol.signed import SignedMessage, frame_signed, parse_signed
 from wire_protocol.tensors import decode_tensors, encode_tensors
 from wire_protocol.topics import device_status, device_up, parse_device_topic
 
@@ -64,6 +65,9 @@ class Decoder:
     """Longest input to try; the decoders' own limits are larger."""
     share: float = 1.0
     """How often it is tried, against the others: less if each try needs a file."""
+
+
+_ENVELOPE = frame_signed(SignedMessage(epoch=1, counter=2, signature=bytes(64), message=b"FW\x01"))
 
 
 def byte_decoders() -> list[Decoder]:
@@ -109,6 +113,7 @@ def _wire_decoders() -> list[Decoder]:
             (encode_integer_update(words),),
             decode_integer_update,
         ),
+        _one("signed envelope", parse_signed, wire, (_ENVELOPE,), parse_signed),
         _one("piece list", lambda data: BlobAssembler(blob.ref).set_piece_list(data), wire, (blob.piece_digests,), BlobAssembler.set_piece_list),
         _one("piece", lambda data: _take_piece(BlobAssembler(blob.ref), blob.piece_digests, data), wire, (b"\x00" + blob.piece(0),), BlobAssembler.add),
         _one("broker url", lambda data: parse_broker_url(_text(data)), (InvalidBrokerUrl,), (b"mqtts://u:p@host:8883", b"mqtt://[::1]:1883"), parse_broker_url),

@@ -91,7 +91,7 @@ class Bench:
             broker_url=self._proxy.url,
             num_threads=1,
         )
-        config.write_text(config.read_text() + 'trainer = "linear"\n')
+        config.write_text(config.read_text().replace("[training]\n", '[training]\ntrainer = "linear"\n'))
         x, y = scenario.examples(index)
         write_examples(config.parent / "data", x=x, y=y)
 
