@@ -135,7 +135,7 @@ class RoundJournal:
             raise JournalDamaged(
                 f"{path} cannot be used ({error}); is another coordinator running on this state directory?"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # SQLite quotes damaged names in its complaints
             raise JournalDamaged(
                 f"{path} is not a readable journal ({error}); move it away: at most the unfinished round is lost"
             ) from error
@@ -277,5 +277,5 @@ class RoundJournal:
                 f"{self._path} cannot be written ({error}); make room on the disk and start the coordinator again: "
                 "it goes on where it stopped"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise JournalDamaged(f"{self._path}: {error}") from error

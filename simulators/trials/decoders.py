@@ -17,6 +17,7 @@ import numpy as np
 
 from broker_link.broker_url import parse_broker_url
 from broker_link.errors import InvalidBrokerUrl
+from coordinator.admission import decode_client_update
 from coordinator.aggregation_spec import AggregationSpec, decode_aggregation_spec, encode_aggregation_spec
 from coordinator.checkpoints import decode_leaves, encode_leaves
 from coordinator.errors import CheckpointDamaged, InvalidConfig
@@ -29,7 +30,7 @@ from edge_client.trainer_frames import Frame, JobFrame, ResultFrame, read_frame,
 from edge_client.training import TrainingJob
 from model_export.certificate import decode_certificate
 from simulators.mqtt_framing import PacketSplitter, PacketType, encode_packet, encode_string
-from simulators.trials.sample_messages import sample_messages
+from simulators.trials.sample_messages import sample_messages, sample_metrics
 from wire_protocol.blobs import BlobAssembler, split_blob
 from wire_protocol.errors import WireError
 from wire_protocol.identifiers import checked_identifier
@@ -114,6 +115,13 @@ def _wire_decoders() -> list[Decoder]:
             decode_integer_update,
         ),
         _one("signed envelope", parse_signed, wire, (_ENVELOPE,), parse_signed),
+        _one(
+            "client update",
+            lambda data: decode_client_update(data, _PLAN, aggregation_weight=1.0, metrics=sample_metrics()),
+            wire,
+            (encode_tensors(_TENSORS),),
+            decode_client_update,
+        ),
         _one("piece list", lambda data: BlobAssembler(blob.ref).set_piece_list(data), wire, (blob.piece_digests,), BlobAssembler.set_piece_list),
         _one("piece", lambda data: _take_piece(BlobAssembler(blob.ref), blob.piece_digests, data), wire, (b"\x00" + blob.piece(0),), BlobAssembler.add),
         _one("broker url", lambda data: parse_broker_url(_text(data)), (InvalidBrokerUrl,), (b"mqtts://u:p@host:8883", b"mqtt://[::1]:1883"), parse_broker_url),
@@ -134,13 +142,12 @@ def _frame_decoders() -> list[Decoder]:
         checkpoint=encode_tensors(_TENSORS),
         device_id="d1",
     )
-    metrics = next(message for message in sample_messages() if isinstance(message, Report)).metrics
     result = ResultFrame(
         round_id=3,
         model_delta=encode_tensors(_TENSORS),
         num_examples=5,
         aggregation_weight=5.0,
-        metrics=metrics,
+        metrics=sample_metrics(),
         duration_s=1.0,
     )
     streams = []

@@ -19,14 +19,16 @@ from coordinator.round_table import Member
 from coordinator.task_bundle import read_task_bundle
 from coordinator.tff.server_artefact import read_server_artefact
 from edge_client.config_loader import load_config
-from edge_client.errors import ConfigError, DataError, StorageError
+from edge_client.errors import ConfigError, DataError, IdentityError, StorageError
 from edge_client.example_header import ExamplesHeader
 from edge_client.example_store import open_examples
+from edge_client.identity import IdentityStore
 from edge_client.import_examples import read_array, read_csv_arrays
 from edge_client.state_dir import StateDir
+from edge_client.state_writer import StateWriter
 from simulators.trials.decoders import Decoder
-from simulators.trials.sample_messages import sample_messages
-from wire_protocol.messages import Report, RoundKind
+from simulators.trials.sample_messages import sample_metrics
+from wire_protocol.messages import RoundKind
 from wire_protocol.model_contract import BUNDLE_CHECKPOINT, BUNDLE_MODEL, BUNDLE_PLAN
 from wire_protocol.plan import TensorSpec, TrainingPlan, encode_plan
 from wire_protocol.tensors import encode_tensors
@@ -115,6 +117,7 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
             covers=(),
             share=_FEW,
         ),
+        _identity_decoder(scratch),
         Decoder(
             name="device id file",
             decode=_on_file(state / "device_id", lambda path: StateDir(path.parent).device_id("")),
@@ -124,6 +127,23 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
             share=_FEW,
         ),
     ]
+
+
+def _identity_decoder(scratch: Path) -> Decoder:
+    """A key and an epoch, as a device finds them at its start."""
+    directory = scratch / "identity"
+    directory.mkdir()
+    store = IdentityStore(directory, writer=StateWriter(), clock=lambda: 1e9)
+    store.load_or_make()
+    names = ("epoch", "identity.key")
+    return Decoder(
+        name="identity files",
+        decode=lambda data: (_place(directory, names, data), store.load()),
+        documented=(IdentityError, StorageError),
+        seeds=[SEPARATOR.join((directory / name).read_bytes() for name in names)],
+        covers=("edge_client.identity.IdentityStore.load_or_make",),
+        share=_FEW,
+    )
 
 
 def _coordinator_decoders(scratch: Path) -> list[Decoder]:
@@ -217,7 +237,7 @@ def _row_decoder(scratch: Path) -> Decoder:
 
 
 def _write_journal(path: Path) -> None:
-    metrics = next(message for message in sample_messages() if isinstance(message, Report)).metrics
+    metrics = sample_metrics()
     with RoundJournal(path) as journal:
         journal.open_round(1, RoundKind.TRAIN, base_commits=0)
         journal.assign(1, {"d1": Member(nonce=bytes(16))})

@@ -28,16 +28,21 @@ from wire_protocol.messages import (
     WithdrawalReason,
 )
 
-__all__ = ["sample_messages"]
+__all__ = ["sample_messages", "sample_metrics"]
 
 _NONCE: Final = bytes(range(16))
 _BLOB: Final = split_blob(bytes(range(256)) * 12, piece_bytes=1024)
 
 
+def sample_metrics() -> Metrics:
+    """The metrics of a report."""
+    return Metrics(loss_sum=12.5, num_correct=80.0, weight_sum=180.0)
+
+
 def sample_messages() -> tuple[Message, ...]:
     """The messages; every kind is there."""
     ref = _BLOB.ref
-    metrics = Metrics(loss_sum=12.5, num_correct=80.0, weight_sum=180.0)
+    metrics = sample_metrics()
     return (
         CheckIn(nonce=_NONCE, task_id="task-1", client_version="0.1.0", contract_version=1),
         PieceListRequest(sha256=ref.sha256),

@@ -12,6 +12,7 @@ PACKAGES = ("wire_protocol", "broker_link", "edge_client", "coordinator", "model
 WORDS = ("decode_", "read_", "parse_", "load_", "unseal")
 NOT_FROM_OUTSIDE = {
     "model_export.keras_graph.read_graph": "takes a Keras model",
+    "edge_client.channel.unsealed": "passes bytes on as they are",
     "edge_client.crash_guard.read_record": "decode_record is this",
     "wire_protocol.integer_updates.decode_sum": "takes an array of our own",
     "coordinator.admission.decode_client_update": "decode_tensors or decode_integer_update, as the plan says",
@@ -109,3 +110,11 @@ def test_an_input_that_takes_too_much_memory_is_a_defect():
 def test_what_the_fuzzer_found_once_stays_found_out(tmp_path, name, data):
     decoder = next(known for known in every_decoder(tmp_path) if known.name == name)
     assert try_input(decoder, data) == ("", False)
+
+
+def test_a_journal_whose_schema_is_no_text_is_one_clear_error(tmp_path):
+    decoder = next(known for known in every_decoder(tmp_path) if known.name == "journal file")
+    [seed] = decoder.seeds
+    damaged = seed.replace(b"base_commits INTEGER NOT", b"base_commits INTEGER NO\xd4")
+    assert damaged != seed
+    assert try_input(decoder, damaged) == ("", False)
