@@ -12,12 +12,9 @@ PACKAGES = ("wire_protocol", "broker_link", "edge_client", "coordinator", "model
 WORDS = ("decode_", "read_", "parse_", "load_", "unseal")
 NOT_FROM_OUTSIDE = {
     "model_export.keras_graph.read_graph": "takes a Keras model",
-    "edge_client.channel.unsealed": "passes bytes on as they are",
     "edge_client.crash_guard.read_record": "decode_record is this",
     "wire_protocol.integer_updates.decode_sum": "takes an array of our own",
-    "coordinator.admission.decode_client_update": "decode_tensors or decode_integer_update, as the plan says",
     "edge_client.channel.unsealed": "hands its argument on",
-    "edge_client.identity.IdentityStore.load_or_make": "damaged keys and epochs: tests/unit/edge/test_identity.py",
     "coordinator.checkpoints.CheckpointFiles.read_latest": "CheckpointStore.load_latest is this",
     "coordinator.tff.state_manager.DurableStateManager.load_latest": "reads by CheckpointFiles, needs TFF",
 }
