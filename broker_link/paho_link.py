@@ -1,4 +1,4 @@
-"""The real link: paho-mqtt under a supervisor of our own. The only module that imports paho.
+"""The real link: paho-mqtt under a supervisor of our own. With `broker_probe`, all that imports paho.
 
 paho's own thread may die (paho.mqtt.python#894: after a long disconnection; any callback that raises), and its
 reconnection has no jitter. So a supervisor thread owns a fresh paho client per connection: it connects, waits until

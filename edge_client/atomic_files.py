@@ -3,13 +3,14 @@
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from broker_link.failpoints import hit
 
-__all__ = ["PART_SUFFIX", "atomic_file", "remove_parts", "sync_directory", "write_atomically"]
+__all__ = ["PART_SUFFIX", "atomic_file", "give_to_owner", "remove_parts", "sync_directory", "write_atomically"]
 
 PART_SUFFIX = ".part"
 """Ends the name of a file that is still being written; whatever bears it may be deleted at the next start."""
@@ -41,6 +42,7 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     hit("device.file.before_write")
     try:
         with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
+            give_to_owner(stream.fileno(), path.parent)
             yield stream
             stream.flush()
             hit("device.file.before_sync")
@@ -53,6 +55,22 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def give_to_owner(descriptor: int, directory: Path) -> None:
+    """Root's files in another user's directory become that user's: what a command with sudo writes, the daemon must use.
+
+    Args:
+        descriptor: An open file or directory in ``directory``.
+        directory: Whose owner and group it gets. One that anybody may write to has no owner in this sense.
+
+    Raises:
+        OSError: The file system knows no owners.
+    """
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        if owner.st_uid != 0 and not owner.st_mode & stat.S_IWOTH:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def sync_directory(directory: Path) -> None:

@@ -132,8 +132,16 @@ class IdentityStore:
             raise StorageError(f"the device's key cannot be kept in {self._key_path}: {error}") from error
         return DeviceIdentity(key, epoch=self._begin_epoch())
 
+    def has_key(self) -> bool:
+        """Whether this device has a key that can be used. Changes nothing.
+
+        Raises:
+            IdentityError: It has one that cannot.
+        """
+        return self._read_key() is not None
+
     def _read_key(self) -> Ed25519PrivateKey | None:
-        path = self._credential if self._credential is not None and self._credential.exists() else self._key_path
+        path = self._credential if self._credential is not None and _is_filled(self._credential) else self._key_path
         try:
             with path.open("rb") as stream:
                 mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
@@ -173,6 +181,14 @@ class IdentityStore:
             self._writer.quarantine(self._epoch_path, CorruptState("no epoch: going on from the time of day"))
             return None
         return int(data)
+
+
+def _is_filled(credential: Path) -> bool:
+    """Whether a credential is there; the unit gives a newline where there is no file."""
+    try:
+        return credential.stat().st_size > 1
+    except OSError:
+        return False
 
 
 def _pem(key: Ed25519PrivateKey) -> bytes:

@@ -16,6 +16,7 @@ from typing import Final
 from edge_client.atomic_files import write_atomically
 from edge_client.config_loader import KEY_CREDENTIAL, PASSWORD_CREDENTIAL
 from edge_client.errors import StorageError
+from edge_client.identity import CREDENTIAL_NAME
 from edge_client.service_unit import (
     CONFIG_TEMPLATE,
     DEFAULT_PREFIX,
@@ -44,7 +45,7 @@ BACKUP_SUFFIX: Final = ".bak"
 UNIT_PATH: Final = PurePosixPath("/etc/systemd/system") / UNIT_NAME
 CONFIG_PATH: Final = PurePosixPath("/etc/flockwise") / CONFIG_TEMPLATE
 CREDENTIALS_PATH: Final = PurePosixPath("/etc/flockwise/credentials")
-_SECRETS: Final = (KEY_CREDENTIAL, PASSWORD_CREDENTIAL)
+_SECRETS: Final = (CREDENTIAL_NAME, KEY_CREDENTIAL, PASSWORD_CREDENTIAL)
 
 
 class ChangeKind(enum.StrEnum):

@@ -5,12 +5,12 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from edge_client.atomic_files import remove_parts, write_atomically
+from edge_client.atomic_files import give_to_owner, remove_parts, write_atomically
 from edge_client.errors import StorageError
 from wire_protocol.errors import InvalidIdentifier
 from wire_protocol.identifiers import checked_identifier
 
-__all__ = ["StateDir", "ledger_path"]
+__all__ = ["StateDir", "ledger_path", "time_floor_path"]
 
 _ID_FILE: Final = "device_id"
 _LOCK_FILE: Final = "lock"
@@ -19,6 +19,11 @@ _LOCK_FILE: Final = "lock"
 def ledger_path(state_dir: Path) -> Path:
     """Where the privacy ledger of a state directory is, for reading beside a running daemon."""
     return state_dir / "privacy.sqlite"
+
+
+def time_floor_path(state_dir: Path) -> Path:
+    """Where the latest time that was proved is kept, for looking at a device that may not have run yet."""
+    return state_dir / "time_floor"
 
 
 class StateDir:
@@ -52,7 +57,7 @@ class StateDir:
     @property
     def time_floor(self) -> Path:
         """The file of the latest time that was proved."""
-        return self._path / "time_floor"
+        return time_floor_path(self._path)
 
     @property
     def crash_record(self) -> Path:
@@ -72,6 +77,7 @@ class StateDir:
         """
         try:
             stream = (self._path / _LOCK_FILE).open("ab")
+            give_to_owner(stream.fileno(), self._path)
         except OSError as error:
             raise StorageError(f"the state directory {self._path} cannot be written: {error}") from error
         try:

@@ -1,9 +1,7 @@
 """`flockwise edge`: run and inspect the device daemon."""
 
-import dataclasses
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,28 +9,24 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from broker_link.errors import LinkError
-from edge_client.errors import ConfigError, EdgeClientError
+from edge_client.errors import EdgeClientError
 from flockwise.edge_budget_command import budget
+from flockwise.edge_doctor_command import doctor
 from flockwise.edge_install_commands import install, uninstall
+from flockwise.edge_settings import config_option, load
 from flockwise.eligible_command import eligible
 from flockwise.reporting import one_line_errors, print_json
 from wire_protocol.errors import WireError
 
 if TYPE_CHECKING:
     from edge_client.config import EdgeConfig
-    from edge_client.doctor import Finding
 
 __all__ = ["edge"]
 
 _NO_ROUND: Final = 3
 _REJECTED: Final = 4
 _NOT_COUNTED: Final = 5
-_COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
 
-_config_option = click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), envvar="FLOCKWISE_CONFIG",
-    help="TOML file. [default: ~/.config/flockwise/edge.toml or /etc/flockwise/edge.toml, if there is one]",
-)  # fmt: skip
 _json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 _dry_run_option = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and end.")
 _errors_in_one_line = one_line_errors(EdgeClientError, LinkError)
@@ -48,6 +42,7 @@ def edge() -> None:
     """
 
 
+edge.add_command(doctor)
 edge.add_command(install)
 edge.add_command(uninstall)
 edge.add_command(eligible)
@@ -55,7 +50,7 @@ edge.add_command(budget)
 
 
 @edge.command()
-@_config_option
+@config_option
 @_json_option
 @_dry_run_option
 @_errors_in_one_line
@@ -66,7 +61,7 @@ def run(config_path: Path | None, *, as_json: bool, dry_run: bool) -> None:
 
     Example: flockwise edge run --config client.toml
     """
-    config = _load(config_path)
+    config = load(config_path)
     if dry_run:
         _print_plan(config, as_json=as_json)
         return
@@ -77,7 +72,7 @@ def run(config_path: Path | None, *, as_json: bool, dry_run: bool) -> None:
 
 
 @edge.command()
-@_config_option
+@config_option
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="Give up after this. [default: never]")
 @_json_option
 @_dry_run_option
@@ -90,7 +85,7 @@ def once(config_path: Path | None, *, timeout_s: float | None, as_json: bool, dr
 
     Example: flockwise edge once --config client.toml --timeout-s 600
     """
-    config = _load(config_path)
+    config = load(config_path)
     if dry_run:
         _print_plan(config, as_json=as_json)
         return
@@ -108,31 +103,7 @@ def once(config_path: Path | None, *, timeout_s: float | None, as_json: bool, dr
 
 
 @edge.command()
-@_config_option
-@_json_option
-def doctor(config_path: Path | None, *, as_json: bool) -> None:
-    """Check machine, settings, data and broker, and say how to mend what is wrong.
-
-    Exit codes: 0 nothing failed (there may be warnings), 1 something failed, 2 wrong usage.
-
-    Example: flockwise edge doctor --config client.toml
-    """
-    from edge_client.doctor import is_healthy
-
-    findings = _examine(config_path)
-    if as_json:
-        print_json({"healthy": is_healthy(findings), "checks": [dataclasses.asdict(finding) for finding in findings]})
-    else:
-        for finding in findings:
-            mark = click.style(f"{finding.status.value:4}", fg=_COLOURS[finding.status.value])
-            click.echo(f"{mark}  {finding.name:14} {finding.detail}")
-            if finding.remedy:
-                click.echo(f"      {'':14} -> {finding.remedy}")
-    sys.exit(0 if is_healthy(findings) else 1)
-
-
-@edge.command()
-@_config_option
+@config_option
 @_json_option
 @_dry_run_option
 @_errors_in_one_line
@@ -148,7 +119,7 @@ def reset(config_path: Path | None, *, as_json: bool, dry_run: bool) -> None:
     """
     from edge_client.crash_guard import forget_crashes
 
-    record = forget_crashes(Path(_load(config_path).device.state_dir), only_look=dry_run)
+    record = forget_crashes(Path(load(config_path).device.state_dir), only_look=dry_run)
     values = {
         "was_safe_mode": record.is_safe_mode,
         "reason": record.reason,
@@ -163,7 +134,7 @@ def reset(config_path: Path | None, *, as_json: bool, dry_run: bool) -> None:
 
 
 @edge.command()
-@_config_option
+@config_option
 @click.option("--token", "token_text", envvar="FLOCKWISE_ENROL_TOKEN", help="Of flockwise coordinator enrol-token.")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True)
 @_json_option
@@ -183,7 +154,7 @@ def enrol(config_path: Path | None, *, token_text: str | None, timeout_s: float,
 
     if not token_text:
         raise click.UsageError("a token is needed: --token, or the variable FLOCKWISE_ENROL_TOKEN")
-    config, token = _load(config_path), EnrolmentToken.parse(token_text)
+    config, token = load(config_path), EnrolmentToken.parse(token_text)
     device_id = config.device.id if dry_run else enrol_device(config, token, timeout_s=timeout_s)
     if as_json:
         print_json({"device_id": device_id, "population": config.device.population, "enrolled": not dry_run})
@@ -192,7 +163,7 @@ def enrol(config_path: Path | None, *, token_text: str | None, timeout_s: float,
 
 
 @edge.command("show-config")
-@_config_option
+@config_option
 @_json_option
 @_errors_in_one_line
 def show_config(config_path: Path | None, *, as_json: bool) -> None:
@@ -204,7 +175,7 @@ def show_config(config_path: Path | None, *, as_json: bool) -> None:
     """
     from edge_client.config import config_as_dict
 
-    values = config_as_dict(_load(config_path))
+    values = config_as_dict(load(config_path))
     if as_json:
         print_json(values)
         return
@@ -287,40 +258,10 @@ def _parse_scale(text: str) -> float:
     return scale
 
 
-def _load(config_path: Path | None) -> "EdgeConfig":
-    from edge_client.config_loader import default_config_path, load_config
-
-    return load_config(config_path or default_config_path(os.environ), os.environ)
-
-
 def _start_log(config: "EdgeConfig", *, as_json: bool) -> None:
     from edge_client.device_log import log_to_stderr
 
     log_to_stderr(config.device.log_level, style="json" if as_json else "text")
-
-
-def _examine(config_path: Path | None) -> "list[Finding]":
-    """All checks; without valid settings, those of the machine."""
-    from edge_client.broker_checks import BROKER_CHECKS
-    from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig
-    from edge_client.device_checks import DEVICE_CHECKS
-    from edge_client.doctor import CheckStatus, Finding, run_checks
-    from edge_client.eligibility.report import ELIGIBILITY_CHECKS
-    from edge_client.machine_checks import MACHINE_CHECKS
-
-    try:
-        config = _load(config_path)
-    except ConfigError as error:
-        remedy = "mend it and run doctor again: data, disk and broker could not be checked"
-        broken = Finding(name="config", status=CheckStatus.FAIL, detail=str(error), remedy=remedy)
-        nothing = EdgeConfig(
-            device=DeviceSection(population="none"),
-            broker=BrokerSection(url="mqtt://localhost"),
-            data=DataSection(path=""),
-        )
-        return [broken, *run_checks(nothing, MACHINE_CHECKS)]
-    valid = Finding(name="config", status=CheckStatus.OK, detail=f"population {config.device.population}")
-    return [valid, *run_checks(config, (*MACHINE_CHECKS, *DEVICE_CHECKS, *ELIGIBILITY_CHECKS, *BROKER_CHECKS))]
 
 
 def _print_plan(config: "EdgeConfig", *, as_json: bool) -> None:

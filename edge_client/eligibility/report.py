@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from edge_client.config import EdgeConfig
-from edge_client.doctor import Check, CheckStatus, Finding
+from edge_client.doctor import Check, Finding, Subject, ok, warn
 from edge_client.eligibility.conditions import Assessment, Outcome
 from edge_client.eligibility.machine import Machine
 from edge_client.eligibility.policy import Stance
 from edge_client.eligibility.survey import OwnWork, Survey
 from edge_client.eligibility.verdict import Ineligible, Verdict, assess, judge
-from edge_client.state_dir import StateDir
+from edge_client.state_dir import time_floor_path
 from edge_client.state_writer import StateWriter
 from edge_client.time_floor import TimeFloor
 
@@ -33,31 +33,28 @@ def examine(config: EdgeConfig, machine: Machine | None = None) -> EligibilityRe
     Args:
         config: The device's configuration.
         machine: What to look at, if not this machine.
-
-    Raises:
-        StorageError: The state directory, which holds the time floor, cannot be made.
     """
     state_dir = Path(config.device.state_dir)
-    floor = TimeFloor(StateDir(state_dir).time_floor, writer=StateWriter())
+    floor = TimeFloor(time_floor_path(state_dir), writer=StateWriter())
     survey = Survey(machine or Machine.this(), policy=config.eligibility, state_dir=state_dir, wall_clock=floor.now)
     assessments = assess(config.eligibility, survey.read(time.monotonic(), OwnWork()))
     return EligibilityReport(assessments=assessments, verdict=judge(assessments))
 
 
-def check_eligibility(config: EdgeConfig) -> Finding:
+def check_eligibility(subject: Subject) -> Finding:
     """Whether the owner's rules let the device train now. It may be the wrong time of day: that is no failure."""
-    report = examine(config)
+    report = examine(subject.config, subject.machine)
     if isinstance(report.verdict, Ineligible):
         detail = f"not now: {report.verdict.reason.value}: {report.verdict.detail}"
         remedy = "nothing, if that is what you want; flockwise edge eligible shows every reading and rule"
-        return Finding(name="eligibility", status=CheckStatus.WARN, detail=detail, remedy=remedy)
+        return warn(detail, remedy)
     unheeded = [
         each.condition.value
         for each in report.assessments
         if each.outcome is Outcome.UNKNOWN and each.stance is Stance.PRECAUTION
     ]
     detail = "the device may train now" + (f"; unknown here, so not heeded: {', '.join(unheeded)}" if unheeded else "")
-    return Finding(name="eligibility", status=CheckStatus.OK, detail=detail)
+    return ok(detail)
 
 
 ELIGIBILITY_CHECKS: Final[tuple[tuple[str, Check], ...]] = (("eligibility", check_eligibility),)

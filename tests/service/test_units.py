@@ -52,7 +52,7 @@ def test_the_devices_unit_is_notified_watched_and_keeps_secrets_and_state_where_
     assert int(values["WatchdogSec"]) >= 60
     assert values["StateDirectory"] == values["CacheDirectory"] == values["ConfigurationDirectory"] == "flockwise"
     text = (DEPLOY / UNIT_NAME).read_text()
-    for name in ("device.key", "broker-password"):
+    for name in ("flockwise-identity", "device.key", "broker-password"):
         assert f"LoadCredential={name}:/etc/flockwise/credentials/{name}\n" in text
         assert f"SetCredential={name}:\\n\n" in text, "without a default a missing file stops the service"
     # The probes of memory, load and pressure read /proc beyond the processes.

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
+from edge_client.checks.registry import GROUPS
 from edge_client.crash_record import CrashRecord, encode_record
-from edge_client.device_checks import DEVICE_CHECKS
-from edge_client.doctor import CheckStatus, Finding, is_healthy, run_checks
 from edge_client.example_store import open_examples, write_examples
-from edge_client.machine_checks import MACHINE_CHECKS
 from edge_client.state_dir import StateDir
 from flockwise.edge_commands import edge
+from flockwise.edge_doctor_command import _GROUPS
 
 X = np.arange(60, dtype=np.float32).reshape(30, 2)
 Y = np.arange(30) % 2
@@ -38,21 +36,6 @@ def home(tmp_path, monkeypatch):
 
 def _run(*words):
     return CliRunner().invoke(edge, list(words))
-
-
-def _config(home, **sections):
-    defaults = {
-        "device": DeviceSection(population="p", state_dir=str(home / "state")),
-        "broker": BrokerSection(url="mqtt://127.0.0.1"),
-        "data": DataSection(path=str(home / "data")),
-    }
-    return EdgeConfig(**(defaults | sections))
-
-
-def _finding(config, name):
-    [finding] = run_checks(config, [check for check in (*MACHINE_CHECKS, *DEVICE_CHECKS) if check[0] == name])
-    assert finding.name == name
-    return finding
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["once"], ["doctor"], ["eligible"], ["show-config"], ["import-data"]])
@@ -124,14 +107,19 @@ def test_doctor_finds_the_closed_port_and_says_what_to_do(home):
     values = json.loads(result.stdout)
     found = {check["name"]: check for check in values["checks"]}
     assert not values["healthy"]
-    assert len(found) >= 15
+    assert len(found) >= 40
     assert found["broker_port"]["status"] == "fail"
     assert "broker.url" in found["broker_port"]["remedy"]
+    assert found["broker_login"]["status"] == "skip"
     assert found["data"]["status"] == "ok"
     assert found["data"]["detail"] == "30 examples of shape (2,), 2 classes"
+    assert list(dict.fromkeys(check["group"] for check in values["checks"])) == [
+        *("machine", "configuration", "state", "data", "model", "broker", "privacy", "service")
+    ]
     for check in values["checks"]:
-        assert (check["remedy"] == "") == (check["status"] == "ok")
+        assert (check["remedy"] == "") == (check["status"] in {"ok", "skip"})
     assert "hunter2" not in result.stdout + result.stderr
+    assert not (home / "state").exists()
 
 
 def test_doctor_without_valid_settings_still_checks_the_machine(home):
@@ -143,38 +131,22 @@ def test_doctor_without_valid_settings_still_checks_the_machine(home):
     assert "broker_port" not in result.output
 
 
-def test_doctor_sees_what_is_wrong_with_the_settings(home):
-    assert _finding(_config(home), "state_dir").status is CheckStatus.OK
-    (home / "file").write_text("")
-    broken = DeviceSection(population="p", state_dir=str(home / "file"))
-    assert _finding(_config(home, device=broken), "state_dir").status is CheckStatus.FAIL
-    assert _finding(_config(home, data=DataSection(path="nowhere")), "data").status is CheckStatus.FAIL
-    many = TrainingSection(num_threads=64)
-    assert _finding(_config(home, training=many), "processors").status is CheckStatus.WARN
-    huge = DeviceSection(population="p", state_dir=str(home), blob_cache_mb=1_000_000)
-    assert _finding(_config(home, device=huge), "disk").status is CheckStatus.WARN
-    plain = BrokerSection(url="mqtt://broker.example", allow_plaintext=True)
-    assert _finding(_config(home, broker=plain), "encryption").status is CheckStatus.WARN
-    (home / "secret").write_text("x")
-    (home / "secret").chmod(0o644)
-    login = BrokerSection(url="mqtt://127.0.0.1", username="me", password_file=str(home / "secret"))
-    assert _finding(_config(home, broker=login), "secrets").status is CheckStatus.WARN
-    (home / "secret").chmod(0o600)
-    assert _finding(_config(home, broker=login), "secrets").status is CheckStatus.OK
-    state_dir = StateDir(home / "state")
-    state_dir.lock()
-    assert _finding(_config(home), "single_daemon").status is CheckStatus.WARN
-    state_dir.unlock()
-    assert _finding(_config(home), "single_daemon").status is CheckStatus.OK
+def test_doctor_checks_the_wanted_groups_alone_and_strictness_makes_warnings_count(home):
+    result = _run("doctor", "--config", "client.toml", "--group", "data", "--group", "privacy", "--json")
+    assert result.exit_code == 0
+    values = json.loads(result.stdout)
+    assert {check["group"] for check in values["checks"]} == {"data", "privacy"}
+    (home / "client.toml").chmod(0o644)
+    words = ["doctor", "--config", "client.toml", "--group", "privacy"]
+    assert _run(*words).exit_code == 0
+    strict = _run(*words, "--strict")
+    assert strict.exit_code == 3
+    assert "warn  config_private" in strict.output
+    assert _run("doctor", "--group", "weather").exit_code == 2
 
 
-def test_a_check_that_breaks_is_a_failed_check(home):
-    def broken(config: EdgeConfig) -> Finding:
-        raise RuntimeError("the sky is falling")
-
-    findings = run_checks(_config(home), [("sky", broken)])
-    assert [finding.status for finding in findings] == [CheckStatus.FAIL]
-    assert not is_healthy(findings)
+def test_the_groups_on_the_command_line_are_those_that_exist():
+    assert tuple(group.name for group in GROUPS) == _GROUPS
 
 
 def test_csv_is_imported_with_shape_and_scale(home):

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, EligibilitySection
-from edge_client.doctor import CheckStatus, run_checks
+from edge_client.doctor import CheckGroup, CheckStatus, Subject, run_group
 from edge_client.eligibility.conditions import Condition
 from edge_client.eligibility.report import ELIGIBILITY_CHECKS
 from edge_client.time_floor import RELEASED_AT
@@ -85,7 +85,7 @@ def _finding(home, **section):
         data=DataSection(path=str(home)),
         eligibility=EligibilitySection(**section),
     )
-    [finding] = run_checks(config, ELIGIBILITY_CHECKS)
+    [finding] = run_group(CheckGroup(name="configuration", checks=ELIGIBILITY_CHECKS), Subject(config=config))
     return finding
 
 

@@ -1,0 +1,1 @@
+"""What `doctor` checks, one module per group; `registry` lists them all."""
