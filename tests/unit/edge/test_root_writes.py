@@ -9,7 +9,9 @@ import pytest
 
 from edge_client.atomic_files import write_atomically
 from edge_client.identity import IdentityStore
-from edge_client.state_dir import StateDir
+from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.rules import PrivacyBudget
+from edge_client.state_dir import StateDir, ledger_path
 from edge_client.state_writer import StateWriter
 
 DAEMON = 61234  # a user id as systemd makes them up
@@ -67,6 +69,17 @@ def test_without_that_the_daemon_would_be_locked_out(state):
     _enrol(state)
     os.chown(state / "identity.key", 0, 0)
     assert not _works_for_the_daemon(state)
+
+
+def test_a_ledger_that_root_has_read_is_still_the_daemons(state):
+    path = ledger_path(state)
+    with PrivacyLedger(path, budget=PrivacyBudget(epsilon=1.0)):
+        pass
+    for made in state.iterdir():
+        os.chown(made, DAEMON, DAEMON)
+    with PrivacyLedger(path, budget=None) as ledger:
+        assert ledger.spent_epsilon == 0
+    assert {made.stat().st_uid for made in state.iterdir()} == {DAEMON}
 
 
 def test_a_directory_that_anybody_may_write_to_has_no_owner_to_give_to():

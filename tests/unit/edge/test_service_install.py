@@ -14,6 +14,7 @@ from flockwise.cli import main
 UNIT = "etc/systemd/system/flockwise-edge.service"
 CONFIG = "etc/flockwise/edge.toml"
 KEY = "etc/flockwise/credentials/device.key"
+IDENTITY = "etc/flockwise/credentials/flockwise-identity"
 PASSWORD = "etc/flockwise/credentials/broker-password"  # noqa: S105 - a path
 
 
@@ -46,7 +47,7 @@ def _mode(path):
 def test_everything_is_put_in_its_place_with_secrets_for_root_alone(root):
     values, changes = _run(root, "install")
     assert set(changes.values()) == {"create"}
-    assert set(_files(root)) == {UNIT, CONFIG, KEY, PASSWORD}
+    assert set(_files(root)) == {UNIT, CONFIG, IDENTITY, KEY, PASSWORD}
     assert _mode(root / "etc/flockwise/credentials") == 0o700
     assert _mode(root / KEY) == _mode(root / PASSWORD) == 0o600
     assert _mode(root / UNIT) == _mode(root / CONFIG) == 0o644
@@ -142,7 +143,7 @@ def test_uninstall_takes_the_unit_and_leaves_what_is_the_owners_unless_purged(ro
     assert changes[UNIT] == "remove"
     assert (root / UNIT).exists()
     values, _ = _run(root, "uninstall")
-    assert set(_files(root)) == {CONFIG, KEY, PASSWORD}
+    assert set(_files(root)) == {CONFIG, IDENTITY, KEY, PASSWORD}
     assert values["next"][0] == "sudo systemctl disable --now flockwise-edge.service"
     _run(root, "uninstall", "--purge")
     assert _files(root) == {}
