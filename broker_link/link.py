@@ -18,6 +18,8 @@ class LinkUp:
 
     max_packet_bytes: int | None = None
     """The broker's limit on a packet from us, if it named one (MQTT 5 CONNACK)."""
+    proved_unix_s: float | None = None
+    """A time, in seconds since 1970 UTC, that is certainly past: the beginning of the broker's verified certificate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

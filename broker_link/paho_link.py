@@ -20,7 +20,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from broker_link.backoff import FullJitterBackoff
 from broker_link.broker_url import BrokerUrl, parse_broker_url
 from broker_link.link import EventSink, Incoming, LinkDown, LinkUp, Will, topic_matches
-from broker_link.tls import ClientCertificate, client_context
+from broker_link.tls import ClientCertificate, client_context, proved_unix_s
 
 __all__ = ["LinkTiming", "PahoLink"]
 
@@ -191,7 +191,7 @@ class PahoLink:
         elif self._subscriptions:
             client.subscribe([(topic_filter, 1) for topic_filter in self._subscriptions])
         else:
-            self._up()
+            self._up(client)
 
     def _on_subscribe(
         self, client: mqtt.Client, userdata: object, mid: int, reasons: Sequence[ReasonCode], properties: object
@@ -203,12 +203,12 @@ class PahoLink:
             _LOG.error("subscription_refused broker=%s filters=%s", self._url, refused)
             client.disconnect()
         else:
-            self._up()
+            self._up(client)
 
-    def _up(self) -> None:
+    def _up(self, client: mqtt.Client) -> None:
         self._backoff.reset()
         _LOG.info("link_up broker=%s pid=%d", self._url, os.getpid())
-        self._sink(LinkUp())
+        self._sink(LinkUp(proved_unix_s=proved_unix_s(client.socket())))
 
     def _on_disconnect(
         self, client: mqtt.Client, userdata: object, flags: object, reason_code: ReasonCode, properties: object

@@ -7,7 +7,7 @@ import ssl
 from broker_link.broker_url import BrokerUrl
 from broker_link.errors import PlaintextRefused
 
-__all__ = ["ClientCertificate", "client_context", "is_loopback", "refuse_plaintext"]
+__all__ = ["ClientCertificate", "client_context", "is_loopback", "proved_unix_s", "refuse_plaintext"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +43,21 @@ def client_context(ca_file: str | None, certificate: ClientCertificate | None) -
         # Never ask at a terminal for a passphrase: a service has none, and would wait for ever.
         context.load_cert_chain(certificate.cert_file, certificate.key_file, password=lambda: "")
     return context
+
+
+def proved_unix_s(connection: object) -> float | None:
+    """When the peer's verified certificate began to be valid: no clock may be earlier. Never raises.
+
+    Args:
+        connection: A socket after its handshake; one without TLS, or none, proves nothing.
+    """
+    if not isinstance(connection, ssl.SSLSocket) or connection.context.verify_mode is not ssl.CERT_REQUIRED:
+        return None
+    try:
+        certificate = connection.getpeercert() or {}
+        return float(ssl.cert_time_to_seconds(str(certificate["notBefore"])))
+    except (KeyError, ValueError, OSError):
+        return None
 
 
 def is_loopback(host: str) -> bool:

@@ -185,6 +185,8 @@ class Daemon:
             event = None
         if isinstance(event, LinkUp):
             self._eligibility.network_changed()
+            if event.proved_unix_s is not None:
+                self._time_floor.note_trusted(event.proved_unix_s)
         # Before the event, which may be a connection and thus a check-in.
         self._watch_eligibility()
         if event is not None:

@@ -50,6 +50,22 @@ def test_a_device_with_the_right_ca_and_certificate_is_let_in(secure_mosquitto, 
     assert is_up, text
 
 
+def test_a_verified_broker_proves_that_its_certificate_has_begun(make_secure_mosquitto):
+    began = (_now() - DAY / 2).replace(microsecond=0)
+    with make_secure_mosquitto(began=began, valid=DAY).running() as broker:
+        events: queue.Queue = queue.Queue()
+        link = PahoLink(
+            url=broker.url, client_id="dev-1", subscriptions=("fw/v1/p/task",), sink=events.put,
+            ca_file=broker.ca_file, certificate=broker.login("dev-1"),
+        )  # fmt: skip
+        link.start()
+        try:
+            proved = events.get(timeout=WAIT_S).proved_unix_s
+            assert 0 <= began.timestamp() - proved <= 600  # the authority dates certificates back a little
+        finally:
+            link.stop()
+
+
 def test_a_broker_of_another_ca_is_refused(secure_mosquitto, caplog, tmp_path):
     (tmp_path / "other.crt").write_bytes(make_authority("other", now=_now()).pem.certificate)
     login = secure_mosquitto.login("dev-1")

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from broker_link.link import Incoming
+from broker_link.link import Incoming, LinkUp
 from broker_link.memory_broker import MemoryBroker
 from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
 from edge_client.counts import RoundEnding
@@ -25,6 +25,7 @@ from edge_client.example_store import write_examples
 from edge_client.linear_trainer import LinearTrainer, linear_weights
 from edge_client.session import SessionState
 from edge_client.state_writer import StateWriter
+from edge_client.time_floor import RELEASED_AT, TimeFloor
 from edge_client.training import ArrayExamples, TrainingJob
 from wire_protocol.blobs import BlobAssembler, split_blob
 from wire_protocol.messages import (
@@ -295,6 +296,18 @@ def test_a_device_that_grows_too_hot_kills_its_trainer_and_gives_the_assignment_
     assert pids[0] is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+def test_a_time_that_the_broker_proved_is_kept_for_the_next_start(config, tmp_path):
+    class ProvingCoordinator(ScriptedCoordinator):
+        def make_link(self, config, channel, sink):
+            def proving(event):
+                sink(LinkUp(proved_unix_s=RELEASED_AT + 86400.5) if isinstance(event, LinkUp) else event)
+
+            return super().make_link(config, channel, proving)
+
+    once(config, timeout_s=PATIENCE_S, make_link=ProvingCoordinator().make_link)
+    assert TimeFloor(tmp_path / "state" / "time_floor", writer=StateWriter()).floor == RELEASED_AT + 86400
 
 
 def test_a_hot_device_is_online_but_checks_in_only_when_it_has_cooled(config, sensor):
