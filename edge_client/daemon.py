@@ -28,13 +28,13 @@ from edge_client.crash_record import CrashLimits
 from edge_client.daemon_log import log_event, log_outcome
 from edge_client.device_link import MakeLink, client_version, paho_link
 from edge_client.eligibility.machine import Machine
-from edge_client.eligibility.monitor import EligibilityMonitor
-from edge_client.eligibility.survey import OwnWork, Survey
+from edge_client.eligibility.watch import EligibilityWatch
 from edge_client.errors import EdgeClientError, StorageError
 from edge_client.events import (
     Action,
     DeviceEvent,
     DropReport,
+    EligibilityChanged,
     Publish,
     ReportNotStored,
     SaveBlob,
@@ -132,15 +132,13 @@ class Daemon:
             wake=self._wake,
         )
         self._time_floor = TimeFloor(self._state_dir.time_floor, writer=self._writer)
-        survey = Survey(
-            machine or Machine.this(),
-            policy=config.eligibility,
-            state_dir=Path(config.device.state_dir),
-            wall_clock=self._time_floor.now,
-            on_news=self._eligibility_news,
+        self._eligibility = EligibilityWatch(
+            config,
+            machine=machine or Machine.this(),
+            time_floor=self._time_floor,
+            trainer=self._trainer,
+            wake=self._wake,
         )
-        self._eligibility = EligibilityMonitor(policy=config.eligibility, survey=survey)
-        self._num_threads = training.num_threads
         self._take_identity(config)
         self._link = make_link(config, self.agent.channel, self._events.put)
 
@@ -163,7 +161,7 @@ class Daemon:
         hit("device.start")
         self._is_safe_mode = not self._guard.is_safe_mode
         self._follow_guard()
-        self._watch_eligibility()
+        self._handle_change(self._eligibility.look_if_due(time.monotonic(), self.agent.state))
         self._link.start()
         self._service_manager.started(time.monotonic())
         try:
@@ -176,19 +174,16 @@ class Daemon:
     def _step(self, ends_at: float) -> None:
         """Waits for the next event, of whatever kind, and handles it."""
         outside_at = min(self._trainer.next_wakeup(), self._guard.next_wakeup(), self._service_manager.next_wakeup())
-        eligibility_at = self._eligibility.next_wakeup(is_working=self._is_working)
-        due_at = min(ends_at, self.agent.next_wakeup(), outside_at, eligibility_at)
+        due_at = min(ends_at, self.agent.next_wakeup(), outside_at, self._eligibility.next_wakeup(self.agent.state))
         wait_s = min(max(due_at - time.monotonic(), 0.0), _LONGEST_SLEEP_S)
         try:
             event = self._events.get(timeout=wait_s)
         except queue.Empty:
             event = None
         if isinstance(event, LinkUp):
-            self._eligibility.network_changed()
-            if event.proved_unix_s is not None:
-                self._time_floor.note_trusted(event.proved_unix_s)
+            self._eligibility.connected(event)
         # Before the event, which may be a connection and thus a check-in.
-        self._watch_eligibility()
+        self._handle_change(self._eligibility.look_if_due(time.monotonic(), self.agent.state))
         if event is not None:
             self._handle(event)
         ended = self._trainer.poll()
@@ -199,8 +194,7 @@ class Daemon:
         self._guard.tick()
         self._follow_guard()
         if time.monotonic() >= self.agent.next_wakeup():
-            if self.agent.state is SessionState.IDLE and not self._eligibility.is_fresh(time.monotonic()):
-                self._look()
+            self._handle_change(self._eligibility.look_before_check_in(time.monotonic(), self.agent.state))
             self._handle(Tick())
         self._service_manager.turned(
             time.monotonic(), is_connected=self._is_connected, status=self._status(), fault=self._fault()
@@ -218,25 +212,9 @@ class Daemon:
             return "the link's supervisor is dead"
         return "" if self._trainer.is_answerable else "the trainer's exchange is dead"
 
-    @property
-    def _is_working(self) -> bool:
-        return self.agent.state in {SessionState.ASSIGNED, SessionState.TRAINING}
-
-    def _watch_eligibility(self) -> None:
-        """Looks whether the device may train, if that is due."""
-        if time.monotonic() >= self._eligibility.next_wakeup(is_working=self._is_working):
-            self._look()
-
-    def _look(self) -> None:
-        num_threads = self._num_threads if self._trainer.is_busy else 0
-        own = OwnWork(trainer_pid=self._trainer.pid, num_busy_threads=num_threads)
-        changed = self._eligibility.look(time.monotonic(), own)
+    def _handle_change(self, changed: EligibilityChanged | None) -> None:
         if changed is not None:
             self._handle(changed)
-
-    def _eligibility_news(self) -> None:
-        self._eligibility.look_soon()
-        self._wake()
 
     def _follow_guard(self) -> None:
         """Tells the agent when safe mode begins or ends. What waited in the outbox meanwhile is sent then."""

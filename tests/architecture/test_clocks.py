@@ -13,6 +13,9 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 MAY_READ_IT = {
     "edge_client/time_floor.py": "checks it against the floor, for everybody else",
     "edge_client/doctor.py": "doctor shows it and says whether it can be right",
+    "edge_client/identity.py": "a number to begin epochs with, if none is stored",
+    "coordinator/server.py": "a token's expiry, on the coordinator's machine",
+    "flockwise/roster_commands.py": "a token's expiry, on the coordinator's machine",
 }
 ALWAYS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 WITHOUT_ARGUMENT = {"time.localtime": 1, "time.gmtime": 1, "time.ctime": 1, "time.asctime": 1, "time.strftime": 2}

@@ -103,7 +103,7 @@ def test_a_full_disk_costs_the_memory_of_the_floor_and_nothing_else(world, monke
     floor = world.floor()
     attempts = []
 
-    def full(path, data):
+    def full(path, data, **options):
         attempts.append(path)
         raise OSError(28, "No space left on device")
 
