@@ -1,6 +1,10 @@
 """Whatever bytes come: a decoder raises what it documents, and nothing else. None of them is forgotten."""
 
 import ast
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +119,13 @@ def test_a_journal_whose_schema_is_no_text_is_one_clear_error(tmp_path):
     damaged = seed.replace(b"base_commits INTEGER NOT", b"base_commits INTEGER NO\xd4")
     assert damaged != seed
     assert try_input(decoder, damaged) == ("", False)
+
+
+def test_the_guided_fuzzer_says_how_to_install_what_it_lacks():
+    if importlib.util.find_spec("atheris") is not None:
+        pytest.skip("atheris is installed here")
+    command = [sys.executable, str(ROOT / "scripts" / "fuzz-atheris"), "--decoder", "plan"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert ended.returncode == 2
+    assert "pip install atheris==" in ended.stderr
