@@ -279,7 +279,8 @@ def test_a_round_goes_on_after_a_network_that_was_gone_for_a_while(bench, acknow
         time.sleep(0.05)
     proxy.set_faults(Faults())
     _check(bench, acknowledged, bench.a_committed_round())
-    assert proxy.counts["connections"] >= before + NUM_DEVICES + 1
+    # The devices' links; the coordinator's may have been healed before its own keepalive had run out.
+    assert proxy.counts["connections"] >= before + NUM_DEVICES
 
 
 def _links(bench):
