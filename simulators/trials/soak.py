@@ -176,9 +176,9 @@ class _Bench:
             )
 
     def _stop_all(self) -> None:
-        for process in self._processes.values():
-            process.send_signal(signal.SIGTERM)
+        # The coordinator first: a device that leaves gives its assignment back, which may be the end of a round.
         for name, process in self._processes.items():
+            process.send_signal(signal.SIGTERM)
             try:
                 self.exit_codes[name] = process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
