@@ -4,6 +4,9 @@ Each resolved assignment is a success (its report was counted) or a failure (wit
 deadline); one still at work when the goal was reached is neither. With ``p`` the share of successes among the latest
 assignments, the cohort is the smallest ``n`` for which a Binomial(n, p) count reaches the goal with the wanted
 probability. A prior stands for the operator's ``over_selection`` until the fleet has spoken.
+
+The time allowed for reports follows the fleet in the same way: twice the 95th percentile of the latest report times,
+where an assignment that was silent at its deadline counts as endless, and never more than the operator allows.
 """
 
 import bisect
@@ -20,6 +23,10 @@ _WINDOW: Final = 1000
 _PRIOR_ASSIGNMENTS: Final = 20.0
 _WANTED_PROBABILITY: Final = 0.9
 _MAX_OVER_SELECTION: Final = 4.0
+_REPORT_TIME_QUANTILE: Final = 0.95
+_REPORT_TIME_MARGIN: Final = 2.0
+_SHORTEST_TIMEOUT_S: Final = 60.0
+"""A device repeats an unanswered report after up to 20 s, and needs a moment more after a broker's restart."""
 
 
 class CompletionHistory:
@@ -32,12 +39,31 @@ class CompletionHistory:
     def __init__(self, policy: RoundPolicy) -> None:
         self._policy = policy
         self._outcomes: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
+        self._report_times: collections.deque[float] = collections.deque(maxlen=_WINDOW)
 
     @property
     def completion_rate(self) -> float:
         """Estimated probability that an assignment ends in a counted report."""
         prior = _PRIOR_ASSIGNMENTS / self._policy.over_selection
         return (prior + sum(self._outcomes)) / (_PRIOR_ASSIGNMENTS + len(self._outcomes))
+
+    def note_report(self, seconds: float) -> None:
+        """Takes the time from an assignment to its counted report."""
+        self._report_times.append(seconds)
+
+    def report_timeout_s(self) -> float:
+        """How long the next round is to wait for reports: at most as long as the operator allows.
+
+        Who was still at work when the goal was reached is not known to be slow and counts for nothing. Who was silent
+        at a deadline counts as endless: if too many were, the operator's own time holds again, and a time-out that was
+        learnt too short cannot keep itself short.
+        """
+        allowed_s = self._policy.report_timeout_s
+        if len(self._report_times) < _PRIOR_ASSIGNMENTS:
+            return allowed_s
+        ordered = sorted(self._report_times)
+        quantile_s = ordered[math.ceil(_REPORT_TIME_QUANTILE * len(ordered)) - 1]
+        return min(allowed_s, max(_SHORTEST_TIMEOUT_S, _REPORT_TIME_MARGIN * quantile_s))
 
     def note(self, round_: Round) -> None:
         """Takes the outcomes of a round that is over."""
@@ -47,6 +73,8 @@ class CompletionHistory:
                 self._outcomes.append(True)
             elif member.state is not MemberState.ASSIGNED or not goal_was_reached:
                 self._outcomes.append(False)
+                if member.state is MemberState.ASSIGNED:
+                    self._report_times.append(math.inf)
 
     def cohort_size(self) -> int:
         """Devices to ask for the next round: at least the goal, at most four times as many."""

@@ -185,6 +185,8 @@ class FleetCoordinator:
         """Notes that an update handed out by ``Fold`` or ``FoldMetrics`` has been added; answers its device."""
         round_ = self._require_round()
         round_.mark(device_id, MemberState.FOLDED)
+        if round_.assigned_at is not None:
+            self.completion.note_report(now - round_.assigned_at)
         receipt = self.intake.accepted(device_id, round_)
         return [to_device(self._population_name, device_id, receipt), *self._settle(now)]
 
@@ -332,7 +334,8 @@ class FleetCoordinator:
             round_.move(RoundEvent.SELECTION_FAILED)
             return [RoundEnded(round=round_)]
         drawn = self.population.draw_cohort(self._wanted, rng=self._rng, only=self._only)
-        round_.assign({waiting.device_id: self._token(16) for waiting in drawn}, now=now)
+        nonces = {waiting.device_id: self._token(16) for waiting in drawn}
+        round_.assign(nonces, now=now, report_timeout_s=self.completion.report_timeout_s())
         self.intake.add_round(round_)
         assignments = [
             self._assignment(round_, waiting, round_.cohort[waiting.device_id].nonce, now) for waiting in drawn

@@ -112,6 +112,8 @@ class Round:
         self.opened_at = now
         self.deadline = now + policy.selection_timeout_s
         self.cohort: dict[str, Member] = {}
+        self.assigned_at: float | None = None
+        """When the cohort was asked; None before, and in a round of an earlier life."""
         self.abandon_reason: AbandonReason | None = None
 
     def move(self, event: RoundEvent) -> None:
@@ -141,11 +143,12 @@ class Round:
         """Reports counted so far."""
         return self.count(MemberState.FOLDED)
 
-    def assign(self, nonces: Mapping[str, bytes], *, now: float) -> None:
-        """Fixes the cohort: device id -> nonce of its assignment."""
+    def assign(self, nonces: Mapping[str, bytes], *, now: float, report_timeout_s: float | None = None) -> None:
+        """Fixes the cohort: device id -> nonce of its assignment; reports may take so long, or as the policy says."""
         self.move(RoundEvent.COHORT_ASSIGNED)
         self.cohort = {device_id: Member(nonce=nonce) for device_id, nonce in nonces.items()}
-        self.deadline = now + self.policy.report_timeout_s
+        self.assigned_at = now
+        self.deadline = now + (self.policy.report_timeout_s if report_timeout_s is None else report_timeout_s)
 
     def mark(self, device_id: str, state: MemberState) -> None:
         """Notes what a member did; a fold is a move of the round."""

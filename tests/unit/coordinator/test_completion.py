@@ -87,3 +87,36 @@ def test_the_cohort_is_the_smallest_that_reaches_the_goal_often_enough(goal, num
     history._outcomes.extend([True] * num_successes + [False] * (1000 - num_successes))
     sizes = (size for size in range(goal, 4 * goal) if binomial_tail(size, history.completion_rate, goal) >= 0.9)
     assert history.cohort_size() == next(sizes, 4 * goal)
+
+
+SLOW = RoundPolicy(report_goal=20, min_reports=5, over_selection=1.3, report_timeout_s=3600.0)
+
+
+def _reported(history: CompletionHistory, *seconds: float) -> CompletionHistory:
+    for value in seconds:
+        history.note_report(value)
+    return history
+
+
+def test_the_operators_report_time_holds_until_twenty_reports_have_come():
+    assert _reported(CompletionHistory(SLOW), *[100.0] * 19).report_timeout_s() == 3600.0
+    assert _reported(CompletionHistory(SLOW), *[100.0] * 20).report_timeout_s() == 200.0
+
+
+def test_the_time_allowed_is_twice_what_nineteen_in_twenty_need():
+    history = _reported(CompletionHistory(SLOW), *range(1, 1001))
+    assert history.report_timeout_s() == 2 * 950
+
+
+def test_no_fleet_gets_more_time_than_the_operator_allows_and_none_less_than_a_minute():
+    assert _reported(CompletionHistory(SLOW), *[3000.0] * 50).report_timeout_s() == 3600.0
+    assert _reported(CompletionHistory(SLOW), *[0.1] * 50).report_timeout_s() == 60.0
+    assert _reported(CompletionHistory(POLICY), *[1e9] * 50).report_timeout_s() == POLICY.report_timeout_s
+
+
+def test_silence_at_a_deadline_gives_the_operators_time_back_and_silence_at_the_goal_does_not():
+    history = _reported(CompletionHistory(SLOW), *[100.0] * 100)
+    history.note(_over(folded=20, silent=20, state=RoundState.COMMITTED))
+    assert history.report_timeout_s() == 200.0
+    history.note(_over(folded=4, silent=6))
+    assert history.report_timeout_s() == 3600.0
