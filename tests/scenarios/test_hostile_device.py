@@ -477,3 +477,16 @@ def test_a_revoked_device_that_waits_is_not_drawn():
     assert bench.fleet.population.num_waiting == 1
     bench.run(bench.fleet.expel("z", now=bench.now))
     assert bench.fleet.population.num_waiting == 0
+
+
+def test_a_fleet_that_reports_fast_gets_less_time_in_the_next_round():
+    bench = Bench("a", report_goal=1, report_timeout_s=3600.0)
+    assert bench.last("a", Assignment).deadline_s == 3600.0
+    for _ in range(19):
+        bench.fleet.completion.note_report(100.0)
+    bench.now = 100.0
+    bench.report("a")
+    bench.run(bench.fleet.close_round(RoundEvent.RESULT_STORED, now=bench.now))
+    bench.run(bench.fleet.open_round(RoundOrder(round_id=2, kind=RoundKind.TRAIN, checkpoint=b"w"), now=bench.now))
+    bench.check_in("a")
+    assert bench.last("a", Assignment).deadline_s == 200.0
