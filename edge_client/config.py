@@ -6,6 +6,7 @@
     state_dir = "/var/lib/flockwise"
     blob_cache_mb = 512
     log_level = "info"
+    max_write_mb_per_hour = 200       # beyond this, models are kept in memory only; reports are always stored
     safe_mode_h = 6.0                 # how long a device that failed again and again stays away from rounds; 0 is never
     [broker]
     url = "mqtts://broker.example"    # required; mqtt://127.0.0.1:1883 without TLS
@@ -90,6 +91,7 @@ class DeviceSection(_Section, frozen=True, kw_only=True):
     state_dir: str = ""
     blob_cache_mb: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 512
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_write_mb_per_hour: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 200
     safe_mode_h: Annotated[float, msgspec.Meta(ge=0, le=8760)] = 6.0
 
     def __post_init__(self) -> None:

@@ -1,17 +1,24 @@
 """What a device keeps between runs: its id, its lock, its blobs."""
 
+import contextlib
 import fcntl
+import hashlib
+import logging
+import os
 import secrets
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-from edge_client.atomic_files import give_to_owner, remove_parts, write_atomically
-from edge_client.errors import StorageError
+from edge_client.atomic_files import give_to_owner, remove_parts
+from edge_client.errors import CorruptState, StorageError
+from edge_client.state_writer import StateWriter
 from wire_protocol.errors import InvalidIdentifier
 from wire_protocol.identifiers import checked_identifier
 
 __all__ = ["StateDir", "ledger_path", "time_floor_path"]
 
+_LOG = logging.getLogger(__name__)
+_MAX_ID_BYTES: Final = 100
 _ID_FILE: Final = "device_id"
 _LOCK_FILE: Final = "lock"
 
@@ -29,20 +36,24 @@ def time_floor_path(state_dir: Path) -> Path:
 class StateDir:
     """The directory of one device. One daemon at a time may hold it.
 
+    A directory that cannot be made or written keeps no daemon from running: it runs without memory, which its log says.
+
     Args:
         path: Made, for its owner alone, if it is not there.
 
     Raises:
-        StorageError: It cannot be made or used.
+        StorageError: Something that is no directory stands there: that is not ours to move.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock: BinaryIO | None = None
+        self._lock: int | None = None
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise StorageError(f"the state directory {path} is a file; set device.state_dir") from error
         except OSError as error:
-            raise StorageError(f"the state directory {path} cannot be made: {error}; set device.state_dir") from error
+            _say_not_persistent(path, error)
 
     @property
     def blobs(self) -> Path:
@@ -70,44 +81,89 @@ class StateDir:
         return ledger_path(self._path)
 
     def lock(self) -> None:
-        """Keeps every other daemon out until ``unlock`` or the end of this process.
+        """Keeps every other daemon out until ``unlock`` or the end of this process, as far as the directory allows.
 
         Raises:
             StorageError: Another one has it: two daemons under one id would throw each other off the broker.
         """
         try:
-            stream = (self._path / _LOCK_FILE).open("ab")
-            give_to_owner(stream.fileno(), self._path)
+            descriptor = self._open_lock()
         except OSError as error:
-            raise StorageError(f"the state directory {self._path} cannot be written: {error}") from error
+            _say_not_persistent(self._path, error)
+            return
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.close()
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
             raise StorageError(f"another daemon is using {self._path}: stop it, or set device.state_dir") from error
-        self._lock = stream
-        remove_parts(self._path)
+        except OSError as error:
+            _LOG.warning("state_not_locked path=%s error=%r", self._path, str(error))
+        self._lock = descriptor
+        with contextlib.suppress(OSError):
+            remove_parts(self._path)
 
     def unlock(self) -> None:
         """Lets others in."""
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
             self._lock = None
 
-    def device_id(self, configured: str) -> str:
+    def device_id(self, configured: str, *, writer: StateWriter | None = None) -> str:
         """The device's id: the configured one, or one made up at the first start and kept.
 
+        A damaged file is put aside and another id made up: to the coordinator that is a new device.
+
         Raises:
-            StorageError: It cannot be read or kept.
+            StorageError: There is none, and a new one cannot be kept: the device would be another one at every start.
         """
         if configured:
             return configured
-        path = self._path / _ID_FILE
+        path, writer = self._path / _ID_FILE, writer or StateWriter()
+        data = writer.read(path, max_bytes=_MAX_ID_BYTES)
+        if data is not None:
+            try:
+                return _decode_id(data)
+            except CorruptState as error:
+                writer.quarantine(path, error)
+        made_up = f"device-{secrets.token_hex(8)}"
         try:
-            if path.exists():
-                return checked_identifier(path.read_text().strip(), kind="device")
-            made_up = f"device-{secrets.token_hex(8)}"
-            write_atomically(path, f"{made_up}\n".encode())
-        except (OSError, InvalidIdentifier, UnicodeDecodeError) as error:
-            raise StorageError(f"the device's id in {path} cannot be read or kept: {error}") from error
+            writer.write(path, _encode_id(made_up))
+        except OSError as error:
+            raise StorageError(f"the device's id cannot be kept in {path}: {error}; set device.id") from error
         return made_up
+
+    def _open_lock(self) -> int:
+        """The lock file; where it cannot be made, the directory itself can be locked just as well."""
+        flags = os.O_CLOEXEC
+        try:
+            descriptor = os.open(self._path / _LOCK_FILE, flags | os.O_RDWR | os.O_CREAT, 0o600)
+        except IsADirectoryError:
+            return os.open(self._path, flags | os.O_RDONLY)
+        except OSError as error:
+            descriptor = os.open(self._path, flags | os.O_RDONLY)
+            _say_not_persistent(self._path, error)
+            return descriptor
+        give_to_owner(descriptor, self._path)
+        return descriptor
+
+
+def _encode_id(device_id: str) -> bytes:
+    """With a checksum, so that a flipped bit does not make another device of this one."""
+    return f"{device_id} {hashlib.sha256(device_id.encode()).hexdigest()[:8]}\n".encode()
+
+
+def _decode_id(data: bytes) -> str:
+    device_id = data.split(b" ")[0].decode(errors="replace")
+    if data != _encode_id(device_id):
+        raise CorruptState("no device id with its checksum")
+    try:
+        return checked_identifier(device_id, kind="device")
+    except InvalidIdentifier as error:
+        raise CorruptState(str(error)) from error
+
+
+def _say_not_persistent(path: Path, error: OSError) -> None:
+    _LOG.error(
+        "state_not_persistent path=%s error=%r: reports cannot be stored, so every round is given back; set device.state_dir",
+        path, str(error),
+    )  # fmt: skip

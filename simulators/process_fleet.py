@@ -45,9 +45,10 @@ def write_device_config(
     path.write_text(
         f"[device]\nid = {quoted['id']}\npopulation = {quoted['population']}\nstate_dir = {quoted['state_dir']}\n\n"
         f"[broker]\nurl = {quoted['url']}\n\n[data]\npath = {quoted['path']}\n\n"
-        f"[training]\nnum_threads = {num_threads}\n\n"
         # A simulated fleet shares one machine, which is allowed to be hot and busy.
         f"[eligibility]\nenforce = false\n\n{privacy}"
+        # Last, so that a caller can append to it.
+        f"[training]\nnum_threads = {num_threads}\n"
     )
     return path
 

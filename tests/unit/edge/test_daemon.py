@@ -1,5 +1,6 @@
 """The daemon with its real parts: agent, stores, trainer process; the broker is the one in memory."""
 
+import errno
 import json
 import logging
 import os
@@ -9,17 +10,20 @@ import sys
 import threading
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
 from broker_link.link import Incoming, LinkUp
 from broker_link.memory_broker import MemoryBroker
+from edge_client import state_writer
 from edge_client.config import BrokerSection, DataSection, DeviceSection, EdgeConfig, TrainingSection
 from edge_client.counts import RoundEnding
 from edge_client.crash_guard import read_record
 from edge_client.crash_record import CrashRecord, encode_record
 from edge_client.daemon import Daemon, once
 from edge_client.eligibility.machine import Machine, Unknown
+from edge_client.eligibility.policy import EligibilitySection
 from edge_client.errors import StorageError
 from edge_client.example_store import write_examples
 from edge_client.linear_trainer import LinearTrainer, linear_weights
@@ -212,10 +216,10 @@ def test_no_round_in_time_gives_no_outcome(config):
 def test_a_disk_that_takes_no_blobs_costs_a_download_and_not_the_round(config, tmp_path, caplog):
     coordinator = ScriptedCoordinator()
     daemon = Daemon(config, make_link=coordinator.make_link)
-    (tmp_path / "state" / "blobs").rmdir()
+    (tmp_path / "state" / "blobs").write_bytes(b"a file where the directory belongs")
     daemon.serve(until=lambda agent: agent.last_outcome is not None, timeout_s=PATIENCE_S)
     assert daemon.agent.last_outcome.ending is RoundEnding.ACCEPTED
-    assert "blob_not_stored" in caplog.text
+    assert "file_quarantined" in caplog.text
 
 
 def test_a_second_daemon_on_the_same_state_is_refused_until_the_first_has_left(config):
@@ -339,8 +343,8 @@ def test_a_made_up_id_is_kept(tmp_path):
         daemon.serve()
     assert ids[0] == ids[1]
     (tmp_path / "state" / "device_id").write_text("not/an/id")
-    with pytest.raises(StorageError, match="device's id"):
-        Daemon(config, make_link=ScriptedCoordinator().make_link)
+    assert Daemon(config, make_link=ScriptedCoordinator().make_link).agent.channel.device_id not in ids
+    assert (tmp_path / "state" / "device_id.corrupt").read_text() == "not/an/id"
 
 
 def test_the_log_names_events_and_holds_no_numbers_of_the_model(config, caplog):
@@ -395,6 +399,84 @@ def test_the_death_of_the_trainer_is_remembered_and_an_orderly_refusal_is_not(tm
     write_examples(tmp_path / "data", x=X[:9], y=Y[:9])
     once(_config(tmp_path), timeout_s=PATIENCE_S, make_link=ScriptedCoordinator().make_link)
     assert read_record(tmp_path / "state" / "crashes", StateWriter()).num_trainer_deaths == 0
+
+
+def _refuse_writes(monkeypatch, *, number, only=None):
+    """Makes writes into the state directory fail: all, or only the one of this position."""
+    real, seen = state_writer.write_atomically, []
+
+    def write(path, data):
+        seen.append(path.name)
+        if only is None or len(seen) - 1 == only:
+            raise OSError(number, "injected")
+        real(path, data)
+
+    monkeypatch.setattr(state_writer, "write_atomically", write)
+    return seen
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_device_that_can_store_nothing_gives_the_round_back_and_sends_no_report(config, monkeypatch, caplog, number):
+    _refuse_writes(monkeypatch, number=number)
+    coordinator = ScriptedCoordinator()
+    outcome = once(config, timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    assert (outcome.ending, outcome.reason) == (RoundEnding.WITHDRAWN, WithdrawalReason.NOT_ELIGIBLE)
+    assert coordinator.of(Report) == coordinator.of(Piece) == []
+    assert len(coordinator.of(Withdrawal)) == 1
+    assert coordinator.presence == ["online", "offline"]
+    assert caplog.text.count("file_not_written") == 1
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_each_single_write_may_fail_and_the_daemon_goes_on(config, monkeypatch, position):
+    number = (errno.ENOSPC, errno.EIO, errno.EROFS)[position % 3]
+    seen = _refuse_writes(monkeypatch, number=number, only=position)
+    coordinator = ScriptedCoordinator()
+    outcome = once(config, timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    if seen[min(position, len(seen) - 1)] == "report" and len(seen) > position:
+        assert outcome.ending is RoundEnding.WITHDRAWN
+        assert coordinator.of(Report) == []
+    else:
+        assert outcome.ending is RoundEnding.ACCEPTED
+
+
+def test_a_file_in_the_place_of_the_state_directory_is_refused_and_not_moved(config, tmp_path):
+    (tmp_path / "state").write_bytes(b"a file")
+    with pytest.raises(StorageError, match="is a file"):
+        Daemon(config, make_link=ScriptedCoordinator().make_link)
+    assert (tmp_path / "state").read_bytes() == b"a file"
+
+
+def test_a_state_directory_that_cannot_be_made_is_said_and_the_daemon_runs_without_memory(config, caplog):
+    device = msgspec.structs.replace(config.device, state_dir="/proc/flockwise/state")
+    # That place has no free space either, which alone would keep the device from training.
+    config = msgspec.structs.replace(config, device=device, eligibility=EligibilitySection(enforce=False))
+    coordinator = ScriptedCoordinator()
+    outcome = once(config, timeout_s=PATIENCE_S, make_link=coordinator.make_link)
+    assert outcome.ending is RoundEnding.WITHDRAWN
+    assert coordinator.of(Report) == []
+    assert "state_not_persistent" in caplog.text
+
+
+def test_every_file_of_the_state_directory_may_be_damaged_and_the_daemon_starts(config, tmp_path):
+    once(config, timeout_s=PATIENCE_S, make_link=ScriptedCoordinator().make_link)
+    state = tmp_path / "state"
+    files = {path: path.read_bytes() for path in sorted(state.rglob("*")) if path.is_file()}
+    assert {"crashes", "report.over", "lock"} <= {path.name for path in files}
+    link = ScriptedCoordinator(max_rounds=0).make_link
+    for path, good in files.items():
+        # A blob is not read at the start, and test_blob_store damages it everywhere.
+        places = range(0, len(good), 64) if path.parent.name != "blobs" else (0,)
+        flips = (good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :] for i in places)
+        for damaged in (*flips, good[: len(good) // 2], b"", None):
+            path.unlink(missing_ok=True)
+            path.mkdir() if damaged is None else path.write_bytes(damaged)
+            daemon = Daemon(config, make_link=link)
+            daemon.stop()
+            daemon.serve()
+            if path.is_dir():
+                path.rmdir()
+            path.write_bytes(good)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
