@@ -209,7 +209,7 @@ def test_a_damaged_record_is_put_aside_and_begun_anew(machine):
 
 
 def test_a_record_that_cannot_be_written_is_kept_in_memory(machine, monkeypatch, caplog):
-    def full(path, data):
+    def full(path, data, **mode):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("edge_client.state_writer.write_atomically", full)

@@ -405,11 +405,11 @@ def _refuse_writes(monkeypatch, *, number, only=None):
     """Makes writes into the state directory fail: all, or only the one of this position."""
     real, seen = state_writer.write_atomically, []
 
-    def write(path, data):
+    def write(path, data, **mode):
         seen.append(path.name)
         if only is None or len(seen) - 1 == only:
             raise OSError(number, "injected")
-        real(path, data)
+        real(path, data, **mode)
 
     monkeypatch.setattr(state_writer, "write_atomically", write)
     return seen

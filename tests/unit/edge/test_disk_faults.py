@@ -23,7 +23,7 @@ def refuse(monkeypatch):
     """Makes every write fail with an error number."""
 
     def start(number):
-        def write(path, data):
+        def write(path, data, **mode):
             raise OSError(number, "injected")
 
         monkeypatch.setattr(state_writer, "write_atomically", write)
