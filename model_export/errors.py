@@ -1,7 +1,7 @@
 """Errors of the model exporter.
 
 ExportError
-├── UnsupportedModel         the model as a whole cannot be exported (several inputs, frozen weights, no input shape)
+├── UnsupportedModel         the model as a whole cannot be exported (several inputs, nothing to train, no input shape)
 │   └── UnsupportedLayer     one layer, or one option of it; names the layer and what to use instead
 ├── UnsupportedOp            the converted file holds a Flex or custom op: a bug of a lowering, never the user's
 ├── ParityRefused            the converted file computes something else than Keras; carries the report

@@ -29,7 +29,7 @@ def read_graph(model: Any) -> ModelGraph:
         model: A built ``tf.keras.Model`` of one input and one output [batch, num_classes].
 
     Raises:
-        UnsupportedModel: Not such a model, or it has frozen weights, or was compiled with another loss.
+        UnsupportedModel: Not such a model, or was compiled with another loss.
         UnsupportedLayer: A layer has no lowering.
     """
     _check_whole_model(model)
@@ -48,7 +48,8 @@ class _Reader:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._positions = {weight.ref(): index for index, weight in enumerate(model.trainable_weights)}
+        self._weights = [*model.trainable_weights, *model.non_trainable_weights]
+        self._positions = {weight.ref(): index for index, weight in enumerate(self._weights)}
         self._nodes: list[Node] = []
         self._node_of_tensor: dict[tuple[int, int], int] = {}
         self._num_dropouts = 0
@@ -65,6 +66,7 @@ class _Reader:
             logits=self._nodes[last].inputs[0] if is_softmax else last,
             weight_shapes=tuple(tuple(weight.shape.as_list()) for weight in self._model.trainable_weights),
             weight_names=tuple(weight.name for weight in self._model.trainable_weights),
+            frozen_weights=tuple(weight.numpy() for weight in self._model.non_trainable_weights),
         )
 
     def _visit(self, tensor: Any) -> int:
@@ -99,7 +101,7 @@ class _Reader:
             case Reshape(shape=shape) if shape is not None:
                 return shape
             case DepthwiseConv2D(kernel=kernel):
-                return (*output.shape[1:-1], before[-1] * self._model.trainable_weights[kernel].shape[-1])
+                return (*output.shape[1:-1], before[-1] * self._weights[kernel].shape[-1])
             case UpSample(size=size) if len(before) == 3:  # noqa: PLR2004 - a RepeatVector's image
                 return (before[0] * size[0], before[1] * size[1], before[2])
         return output.shape[1:]
@@ -134,9 +136,6 @@ def _check_whole_model(model: Any) -> None:
         raise UnsupportedModel(f"{len(model.inputs)} inputs and {len(model.outputs)} outputs; one of each is supported")
     if model.inputs[0].dtype != tf.float32:
         raise UnsupportedModel(f"the input is {model.inputs[0].dtype.name}; only float32 is supported")
-    for layer in model.layers:
-        if not layer.trainable and layer.weights:
-            raise UnsupportedModel(f"layer {layer.name!r} is frozen; only models whose weights all train are supported")
 
 
 def _check_compiled_loss(model: Any, graph: ModelGraph) -> None:

@@ -46,6 +46,8 @@ class KerasReference:
     def __init__(self, model: Any, graph: ModelGraph) -> None:
         self._graph = graph
         self._model = tf.keras.models.clone_model(model, clone_function=_clone_layer)
+        for mine, given in zip(self._model.non_trainable_weights, model.non_trainable_weights, strict=True):
+            mine.assign(given)
         self._dropouts = [self._model.get_layer(dropout.layer_name) for dropout in graph.dropouts]
         self._loss = tf.keras.losses.SparseCategoricalCrossentropy(
             from_logits=not graph.ends_in_softmax, reduction=tf.keras.losses.Reduction.SUM
@@ -58,8 +60,9 @@ class KerasReference:
         self._predict = tf.function(self._loss_and_output, input_signature=[x, labels])
 
     def set_weights(self, weights: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Sets the weights, in Keras order."""
-        self._model.set_weights(list(weights))
+        """Sets the trainable weights, in Keras order; frozen ones keep the model's values."""
+        for variable, weight in zip(self._model.trainable_weights, weights, strict=True):
+            variable.assign(weight)
 
     def gradients(self, batch: CheckBatch) -> tuple[float, tuple[npt.NDArray[np.float64], ...]]:
         """Sum of losses, and gradients of the mean loss, with dropout; ``batch`` without padding.

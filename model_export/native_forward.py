@@ -36,13 +36,14 @@ def native_logits(graph: ModelGraph, weights: Sequence[Tensor], x: Tensor, ticke
 
     Args:
         graph: The model.
-        weights: In Keras order and layout.
+        weights: The trainable ones in Keras order and layout.
         x: [n, ...] float32; n may be unknown.
         tickets: [n] int32, or ``None`` to leave dropout out.
 
     Returns:
         [n, num_classes]: the model's output, or, if that is a softmax, what goes into it.
     """
+    weights = [*weights, *graph.frozen_weights]
     values: list[Tensor] = []
     for node in graph.nodes[: graph.logits + 1]:
         inputs = [values[source] for source in node.inputs] or [x]

@@ -7,6 +7,9 @@ simulation runs). Weights are named by their position in Keras order.
 import dataclasses
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from model_export.layer_operations import (
     Affine,
     Concatenate,
@@ -161,7 +164,9 @@ Operation: TypeAlias = (
     | Recurrent
 )
 
-_TRAINABLE = (Dense, Conv2D, Conv2DMaxPool, Bias, DepthwiseConv2D, Conv2DTranspose, LayerNorm, GroupNorm, Recurrent)
+
+_WEIGHT_FIELDS = ("kernel", "recurrent", "bias", "gamma", "beta")
+"""Fields of operations that hold the position of a weight."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +190,17 @@ class ModelGraph:
     nodes: tuple[Node, ...]
     logits: int
     weight_shapes: tuple[tuple[int, ...], ...]
+    """Of the trainable weights: those of the plan, at positions 0 .. N-1."""
     weight_names: tuple[str, ...]
+    frozen_weights: tuple[npt.NDArray[np.float32], ...] = ()
+    """Values of the weights that do not train, at positions N and on: constants of the file."""
+
+    def weight_shape(self, position: int) -> tuple[int, ...]:
+        """Shape of the weight at a position, trainable or frozen."""
+        num_trainable = len(self.weight_shapes)
+        if position < num_trainable:
+            return self.weight_shapes[position]
+        return self.frozen_weights[position - num_trainable].shape
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -230,6 +245,14 @@ class ModelGraph:
         """For each node, whether anything trainable lies at or before it: whether its gradient is wanted."""
         reached: list[bool] = []
         for node in self.nodes:
-            own = isinstance(node.operation, _TRAINABLE)
+            own = any(position < len(self.weight_shapes) for position in _weights_of(node.operation))
             reached.append(own or any(reached[source] for source in node.inputs))
         return tuple(reached)
+
+
+def _weights_of(operation: Operation) -> tuple[int, ...]:
+    """Positions of the weights that an operation reads."""
+    if isinstance(operation, Conv2DMaxPool):
+        return _weights_of(operation.convolution)
+    positions = (getattr(operation, name, None) for name in _WEIGHT_FIELDS)
+    return tuple(position for position in positions if position is not None)

@@ -5,6 +5,8 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from model_export.dropout import dropout_mask
@@ -12,7 +14,16 @@ from model_export.lowering.activations import ACTIVATIONS, PARAMETRIC
 from model_export.lowering.convolution import convolve, convolve_few_channels, convolve_pointwise
 from model_export.lowering.dense import LayerPullback, add_bias, dense
 from model_export.lowering.fusion import fuse, suits_winograd
-from model_export.lowering.layers import LAYERS, Call, NodePullback, kernel_on_images, on_images, unary, with_kernel
+from model_export.lowering.layers import (
+    LAYERS,
+    Call,
+    Gradients,
+    NodePullback,
+    kernel_on_images,
+    on_images,
+    unary,
+    with_kernel,
+)
 from model_export.lowering.merging import add_all
 from model_export.lowering.pooling import average_pool, global_average_pool, max_pool
 from model_export.lowering.tensor_types import Pullback, Tensor, plus
@@ -62,19 +73,26 @@ class LoweredModel:
         self._graph = fuse(graph)
         self._batch_size = batch_size
         self._wanted = self._graph.reaches_weights()
+        self._frozen = _frozen_in_stored_layout(graph)
 
     def forward(self, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None) -> ForwardPass:
         """Runs the model up to its logits.
 
         Args:
-            weights: In Keras order, in their stored layout.
+            weights: The trainable ones in Keras order, in their stored layout.
             x: [B, ...] float32.
             tickets: [B] int32, or ``None`` to leave dropout out.
         """
+        weights = [*weights, *map(tf.constant, self._frozen)]
         values: list[Tensor] = []
         pullbacks: list[NodePullback] = []
-        for node in self._graph.nodes[: self._graph.logits + 1]:
+        for node, is_wanted in zip(self._graph.nodes[: self._graph.logits + 1], self._wanted, strict=False):
             inputs = [values[source] for source in node.inputs] or [x]
+            is_image = len(inputs[0].shape) == 4  # noqa: PLR2004 - not Conv1D's [batch, steps, channels]
+            if not is_wanted and is_image and isinstance(node.operation, Conv2D | Conv2DMaxPool):
+                values.append(_frozen_convolution(node.operation, inputs[0], weights))
+                pullbacks.append(_no_gradients)
+                continue
             value, pullback = self._run(node, inputs, weights, tickets)
             values.append(value)
             pullbacks.append(pullback)
@@ -147,6 +165,28 @@ class LoweredModel:
                 return x * mask, lambda dy: dy * mask
             case other:
                 raise AssertionError(f"no lowering for {other}")  # the layer table admits nothing else
+
+
+def _frozen_convolution(operation: Conv2D | Conv2DMaxPool, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """A convolution that no gradient passes: with a constant filter, CONV_2D itself is XNNPACK's fastest."""
+    if isinstance(operation, Conv2DMaxPool):
+        convolved = _frozen_convolution(operation.convolution, x, weights)
+        return tf.nn.max_pool2d(convolved, operation.pool.window, operation.pool.strides, "VALID")
+    kernel, padding = weights[operation.kernel], operation.padding.upper()
+    return tf.nn.conv2d(x, kernel, operation.strides, padding, dilations=operation.dilation)
+
+
+def _no_gradients(_: Tensor) -> Gradients:
+    raise AssertionError("a gradient was asked for below the lowest trainable layer")
+
+
+def _frozen_in_stored_layout(graph: ModelGraph) -> list[npt.NDArray[np.float32]]:
+    """Constants for the file: kernels of Dense layers as [1, out, in], as ``dense`` reads them."""
+    num_trainable = len(graph.weight_shapes)
+    return [
+        np.ascontiguousarray(weight.T[None]) if num_trainable + index in graph.dense_kernels else weight
+        for index, weight in enumerate(graph.frozen_weights)
+    ]
 
 
 def _dense(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Tensor, LayerPullback]:

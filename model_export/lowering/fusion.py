@@ -86,5 +86,5 @@ def _joined_pair(graph: ModelGraph, position: int) -> Conv2DMaxPool | None:
     convolution = graph.nodes[source].operation
     if not isinstance(convolution, Conv2D) or graph.num_consumers()[source] != 1:
         return None
-    suits = suits_winograd(convolution, graph.weight_shapes[convolution.kernel])
+    suits = suits_winograd(convolution, graph.weight_shape(convolution.kernel))
     return Conv2DMaxPool(convolution=convolution, pool=pool) if suits else None
