@@ -337,9 +337,8 @@ class FleetCoordinator:
         nonces = {waiting.device_id: self._token(16) for waiting in drawn}
         round_.assign(nonces, now=now, report_timeout_s=self.completion.report_timeout_s())
         self.intake.add_round(round_)
-        assignments = [
-            self._assignment(round_, waiting, round_.cohort[waiting.device_id].nonce, now) for waiting in drawn
-        ]
+        nonces = {device_id: member.nonce for device_id, member in round_.cohort.items()}
+        assignments = [self._assignment(round_, waiting, nonces[waiting.device_id], now) for waiting in drawn]
         return [CohortAssigned(round=round_), *assignments]
 
     def _cohort_size(self) -> int:
