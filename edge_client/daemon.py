@@ -25,7 +25,7 @@ from edge_client.config import EdgeConfig, PrivacySection
 from edge_client.counts import RoundEnding, RoundOutcome
 from edge_client.crash_guard import CrashGuard
 from edge_client.crash_record import CrashLimits
-from edge_client.daemon_log import log_event, log_outcome
+from edge_client.daemon_log import HourlyLine, log_event, log_outcome
 from edge_client.device_link import MakeLink, client_version, paho_link
 from edge_client.eligibility.machine import Machine
 from edge_client.eligibility.watch import EligibilityWatch
@@ -97,24 +97,20 @@ class Daemon:
         self._is_stopping = False
         self._is_connected = False
         self._is_safe_mode = False
-        self._note_at = time.monotonic() + _HOUR_S
         self._service_manager = service_manager or ServiceManager({})
         self._state_dir = StateDir(Path(config.device.state_dir))
         self._state_dir.lock()
         self._writer = StateWriter(max_bytes_per_hour=config.device.max_write_mb_per_hour * _MEGABYTE)
+        self._written = HourlyLine(self._writer, now=time.monotonic())
         self._blobs = FileBlobStore(
             self._state_dir.blobs, max_bytes=config.device.blob_cache_mb * _MEGABYTE, writer=self._writer
         )
         self._outbox = Outbox(self._state_dir.outbox, writer=self._writer)
         limits = CrashLimits(safe_mode_s=config.device.safe_mode_h * _HOUR_S)
         self._guard = CrashGuard(self._state_dir.crash_record, writer=self._writer, limits=limits)
-        population, device_id = (
-            config.device.population,
-            self._state_dir.device_id(config.device.id, writer=self._writer),
-        )
         self.agent = DeviceAgent(
-            population=population,
-            device_id=device_id,
+            population=config.device.population,
+            device_id=self._state_dir.device_id(config.device.id, writer=self._writer),
             blobs=self._blobs,
             uniform=random.SystemRandom().uniform,
             token=lambda: os.urandom(16),
@@ -199,7 +195,7 @@ class Daemon:
             self._handle(self._let_out(ended))
         self._guard.tick()
         self._follow_guard()
-        self._note_writes()
+        self._written.tick(time.monotonic())
         if time.monotonic() >= self.agent.next_wakeup():
             self._handle_change(self._eligibility.look_before_check_in(time.monotonic(), self.agent.state))
             self._handle(Tick())
@@ -323,16 +319,6 @@ class Daemon:
         # A full disk costs the next process a download, not this one, and not this round.
         self._blobs.put(action.sha256, action.data)
         hit("device.blob.after_write")
-
-    def _note_writes(self) -> None:
-        """A line an hour: what the SD card had to bear."""
-        if time.monotonic() >= self._note_at:
-            self._note_at = time.monotonic() + _HOUR_S
-            writer = self._writer
-            _LOG.info(
-                "state_written bytes_last_hour=%d num_files=%d num_failures=%d",
-                writer.num_bytes_in_the_last_hour, writer.num_files, writer.num_failures,
-            )  # fmt: skip
 
     def _leave(self) -> None:
         self._service_manager.stopping()

@@ -1,14 +1,45 @@
 """The daemon's lines about events and rounds."""
 
 import logging
+from typing import Final
 
 from broker_link.link import LinkDown, LinkUp
 from edge_client.counts import RoundOutcome
 from edge_client.events import DeviceEvent, TrainingFailed, TrainingFinished
+from edge_client.state_writer import StateWriter
 
-__all__ = ["log_event", "log_outcome"]
+__all__ = ["HourlyLine", "log_event", "log_outcome"]
 
 _LOG = logging.getLogger("edge_client.daemon")  # whoever filters or greps knows these lines as the daemon's
+_HOUR_S: Final = 3600.0
+
+
+class HourlyLine:
+    """A line an hour about what the SD card had to bear.
+
+    Args:
+        writer: Counts it.
+        now: Monotonic time in seconds, here and below.
+    """
+
+    __slots__ = ("_due_at", "_writer")
+
+    def __init__(self, writer: StateWriter, *, now: float) -> None:
+        self._writer = writer
+        self._due_at = now + _HOUR_S
+
+    def tick(self, now: float) -> None:
+        """Writes the line if it is due."""
+        if now < self._due_at:
+            return
+        self._due_at = now + _HOUR_S
+        written = self._writer.num_bytes_in_the_last_hour
+        _LOG.info(
+            "state_written bytes_last_hour=%d num_files=%d num_failures=%d",
+            written,
+            self._writer.num_files,
+            self._writer.num_failures,
+        )
 
 
 def log_event(event: DeviceEvent) -> None:

@@ -143,7 +143,8 @@ class StateDir:
             descriptor = os.open(self._path, flags | os.O_RDONLY)
             _say_not_persistent(self._path, error)
             return descriptor
-        give_to_owner(descriptor, self._path)
+        with contextlib.suppress(OSError):  # a file system without owners locks as well
+            give_to_owner(descriptor, self._path)
         return descriptor
 
 

@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import logging
 
 import pytest
 
 from edge_client import state_writer
 from edge_client.blob_store import FileBlobStore
+from edge_client.daemon_log import HourlyLine
 from edge_client.errors import StorageError
 from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
@@ -108,3 +110,17 @@ def test_a_directory_in_the_place_of_the_lock_locks_all_the_same(tmp_path):
         StateDir(tmp_path).lock()
     first.unlock()
     StateDir(tmp_path).lock()
+
+
+def test_what_was_written_is_in_the_log_once_an_hour(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    writer = StateWriter(clock=lambda: now[0])
+    line = HourlyLine(writer, now=0.0)
+    for minute in range(121):
+        now[0] = 60.0 * minute
+        if minute == 30:
+            writer.write(tmp_path / "file", b"x" * 700)
+        line.tick(now[0])
+    lines = [record.getMessage() for record in caplog.records if "state_written" in record.getMessage()]
+    assert [text.split()[1] for text in lines] == ["bytes_last_hour=700", "bytes_last_hour=0"]
