@@ -4,6 +4,7 @@ While the daemon runs these checks are skipped: many brokers know one connection
 Nothing that is sent here is retained, and a coordinator counts it as a message it does not know.
 """
 
+import functools
 import secrets
 import time
 from typing import Final
@@ -165,6 +166,7 @@ def check_task(subject: Subject) -> Finding:
 def _when_let_in(check: Check) -> Check:
     """The check, if the broker lets us in at all; otherwise the login's own check says why not."""
 
+    @functools.wraps(check)
     def guarded(subject: Subject) -> Finding:
         obstacle = _obstacle(subject)
         if obstacle:

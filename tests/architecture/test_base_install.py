@@ -68,6 +68,11 @@ def test_the_base_installs_command_answers_and_explains_what_it_lacks(environmen
     )
     assert run("--version").returncode == 0
     assert run("edge", "--help").returncode == 0
+    image = environment / "image"
+    image.mkdir()
+    installed = run("edge", "install", "--root", str(image), "--json")
+    assert installed.returncode == 0, installed.stderr
+    assert (image / "etc/systemd/system/flockwise-edge.service").exists()
     lacking = run("export", "zoo:digits_mlp", "--out", "x", "--batch-size", "8", "--learning-rate", "0.1")
     assert lacking.returncode == 1
     assert "coordinator" in lacking.stderr
