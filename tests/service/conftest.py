@@ -101,6 +101,8 @@ class ScriptedCoordinator:
         if topic.direction == "status":
             self.messages.append(decode_message(event.payload, DeviceStatus))
             return
+        if topic.kind not in _UP:
+            return
         message = decode_message(event.payload, _UP[topic.kind])
         self.messages.append(message)
         for answer in self._answers(message):

@@ -34,8 +34,9 @@ class Manager:
         return self._socket.recv(4096).decode().splitlines()
 
     def wait_for(self, line):
+        ends_at = time.monotonic() + PATIENCE_S
         while line not in self.take():
-            pass
+            assert time.monotonic() < ends_at, f"no {line}"
 
     def drain(self):
         """What has come until now."""
