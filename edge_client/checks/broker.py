@@ -27,7 +27,7 @@ from wire_protocol.topics import device_down, device_down_filter, device_up, pop
 __all__ = ["BROKER_CHECKS"]
 
 _ANSWER_S: Final = 10.0
-_TASK_S: Final = 2.0
+_TASK_S: Final = 1.0
 _ECHO_S: Final = 1.0
 _SLOW_S: Final = 1.0
 _NUM_TRIPS: Final = 3

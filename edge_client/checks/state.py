@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_client.atomic_files import write_atomically
+from edge_client.cached_task import find_cached_task
 from edge_client.crash_record import MAX_RECORD_BYTES, decode_record
 from edge_client.doctor import Check, Finding, Subject, fail, ok, skip, warn
 from edge_client.eligibility.machine import Machine, Unknown
@@ -26,6 +27,7 @@ _MIN_FREE_INODES: Final = 500
 _VOLATILE: Final = {"tmpfs", "ramfs", "overlay"}
 _STOPPED: Final = {"T": "stopped", "t": "being traced", "D": "waiting for a disk", "Z": "dead"}
 _WORN_TENTHS: Final = 9
+_MEGABYTE: Final = 1024 * 1024
 _NEARLY_SPENT: Final = 0.95
 _UNKNOWN_PID: Final = 0
 
@@ -176,6 +178,20 @@ def check_wear(subject: Subject) -> Finding:
     )
 
 
+def check_write_budget(subject: Subject) -> Finding:
+    """Whether the hour's write budget, which spares the card, holds what a round of the last task writes."""
+    task = find_cached_task(state_path(subject) / "blobs")
+    if task is None:
+        return skip("no plan has been fetched yet")
+    # The checkpoint is fetched into the cache, and the update, as large, waits in the outbox.
+    round_mb = 2 * sum(spec.num_bytes for spec in task.plan.weights) / _MEGABYTE
+    budget_mb = subject.config.device.max_write_mb_per_hour
+    detail = f"a round writes about {round_mb:.1f} MB, {budget_mb} MB are allowed in an hour"
+    if round_mb <= budget_mb:
+        return ok(detail)
+    return warn(detail, "raise device.max_write_mb_per_hour: until then every restart fetches the model again")
+
+
 def check_outbox(subject: Subject) -> Finding:
     """Whether the report that waits for its receipt, if one does, can be read."""
     path = state_path(subject) / "outbox" / "report"
@@ -260,6 +276,7 @@ STATE_CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("disk", check_disk),
     ("inodes", check_inodes),
     ("wear", check_wear),
+    ("write_budget", check_write_budget),
     ("outbox", check_outbox),
     ("blobs", check_blobs),
     ("quarantine", check_quarantine),

@@ -39,6 +39,7 @@ from edge_client.doctor import CheckGroup, CheckStatus, Subject, fail, has_warni
 from edge_client.eligibility.machine import Machine, Unknown
 from edge_client.example_store import write_examples
 from edge_client.identity import IdentityStore
+from edge_client.linear_trainer import linear_weights
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.rules import PrivacyBudget
 from edge_client.service_install import UNIT_PATH, carry_out, plan_installation
@@ -366,6 +367,13 @@ def _no_inodes(bench):
 @broken("wear", "warn", "replace the device", "mmcblk0")
 def _worn(bench):
     bench.write("sys/block/mmcblk0/device/life_time", "0x02 0x0a\n")
+
+
+@broken("write_budget", "warn", "max_write_mb_per_hour", "1 MB are allowed")
+def _large_model(bench):
+    bench.set("device", max_write_mb_per_hour=1)
+    weights = linear_weights(input_shape=(500_000,), num_classes=2)
+    bench.cache(input_shape=(500_000,), weights=weights)
 
 
 @broken("outbox", "warn", "puts it aside")
