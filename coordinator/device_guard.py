@@ -6,14 +6,18 @@ counted by reason and never decoded. Enrolments are answered here.
 
 import collections
 import dataclasses
-import enum
-from collections.abc import Callable
-from typing import Final, Protocol
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from broker_link.link import Incoming, LinkEvent
+from coordinator.message_order import MessageOrder
+from coordinator.refusals import NOBODY, GuardRefusal, RefusalTally
 from coordinator.roster import DeviceRecord, DeviceState, HighWater, Roster
 from wire_protocol.enrolment import EnrolmentOutcome, enrolment_statement
 from wire_protocol.errors import WireError
@@ -28,30 +32,19 @@ from wire_protocol.messages import (
 from wire_protocol.signed import SignedMessage, bytes_to_sign, is_signed, parse_signed
 from wire_protocol.topics import DeviceTopic, device_down, parse_device_topic
 
-__all__ = ["DeviceGuard", "GuardRefusal", "OpenGuard", "RosterGuard"]
+__all__ = ["DeviceGuard", "MakeGuard", "OpenGuard", "RosterGuard", "open_guard", "roster_guard"]
 
+_LOG = logging.getLogger(__name__)
 _REFRESH_S: Final = 2.0
 _ENROL: Final = message_kind(Enrol)
 
 
-class GuardRefusal(enum.Enum):
-    """Why bytes were refused before they were decoded."""
-
-    UNSIGNED = "unsigned"
-    MALFORMED = "malformed"
-    """A topic that is no device's of this population, or a damaged envelope."""
-    UNKNOWN_DEVICE = "unknown_device"
-    REVOKED = "revoked"
-    BAD_SIGNATURE = "bad_signature"
-    """Another key, another topic, or altered bytes."""
-    STALE = "stale"
-    """Not after what was accepted last: a repetition, or a replay."""
-    FALLING_EPOCH = "falling_epoch"
-    """Signed in an epoch that is over: a replay, or a second machine with the same key."""
-
-
 class DeviceGuard(Protocol):
     """What the coordinator's owner asks about each event and, regularly, about the roster."""
+
+    @property
+    def refusals(self) -> Mapping[GuardRefusal, int]:
+        """What has been refused since the start, by reason."""
 
     def screen(self, event: LinkEvent) -> LinkEvent | None:
         """The event as the coordinator may see it; None if it may not."""
@@ -65,6 +58,11 @@ class DeviceGuard(Protocol):
 
 class OpenGuard:
     """Believes everybody; takes signed envelopes off without a look. For loopback and trials."""
+
+    @property
+    def refusals(self) -> Mapping[GuardRefusal, int]:
+        """Nothing is refused."""
+        return {}
 
     def screen(self, event: LinkEvent) -> LinkEvent | None:
         """The event, without its envelope if it has a whole one."""
@@ -91,8 +89,7 @@ class _Known:
     public_key: bytes
     key: Ed25519PublicKey
     is_active: bool
-    position: tuple[int, int]
-    num_falling_epochs: int
+    order: MessageOrder
 
 
 class RosterGuard:
@@ -126,28 +123,34 @@ class RosterGuard:
         self._wall_clock = wall_clock
         self._known: dict[str, _Known] = {}
         self._dirty: set[str] = set()
-        self._revoked_news: set[str] = set()
+        self._expelled_news: set[str] = set()
         self._data_version = roster.data_version
         self._refreshed_at = float("-inf")
-        self.refusals: collections.Counter[GuardRefusal] = collections.Counter()
+        self._tally = RefusalTally()
         self.enrolments: collections.Counter[EnrolmentOutcome] = collections.Counter()
         self._load()
+
+    @property
+    def refusals(self) -> Mapping[GuardRefusal, int]:
+        """What has been refused since the start, by reason."""
+        return self._tally.totals
 
     def screen(self, event: LinkEvent) -> LinkEvent | None:
         """The event without its envelope, if its sender is who the topic says, is active, and says it for the first time."""
         if not isinstance(event, Incoming):
             return event
-        refusal = self._screen(event)
-        if isinstance(refusal, GuardRefusal):
-            self.refusals[refusal] += 1
+        found = self._screen(event)
+        if isinstance(found, GuardRefusal):
+            self._tally.note(found, self._enrolled_sender(event.topic))
             return None
-        return refusal
+        return found
 
     def refresh(self, *, now: float) -> list[str]:
-        """Every two seconds: writes what has been accepted, and reads what operators have changed.
+        """Every two seconds: writes what has been accepted and refused, and reads what operators have changed.
 
         Returns:
-            Devices that have been revoked since the last call; at the first call, all that are.
+            Devices that have been revoked, or whose id has another key, since the last call; at the first call, all
+            that are revoked.
 
         Raises:
             RosterUnusable: It cannot be read or written: the coordinator must not go on without it.
@@ -155,15 +158,17 @@ class RosterGuard:
         if now - self._refreshed_at >= _REFRESH_S:
             self._refreshed_at = now
             self._save()
+            self._log_refusals(now)
             version = self._roster.data_version
             if version != self._data_version:
                 self._data_version = version
                 self._load()
-        news, self._revoked_news = sorted(self._revoked_news), set()
+        news, self._expelled_news = sorted(self._expelled_news), set()
         return news
 
     def close(self) -> None:
-        """Writes what has been accepted, and closes the roster."""
+        """Writes what has been accepted and refused, and closes the roster."""
+        self._log_refusals(math.inf)
         self._save()
         self._roster.close()
 
@@ -186,25 +191,28 @@ class RosterGuard:
             return GuardRefusal.REVOKED
         if not _is_signed_by(known.key, event.topic, signed):
             return GuardRefusal.BAD_SIGNATURE
-        refusal = self._presence(known, signed) if topic.direction == "status" else self._advance(topic, known, signed)
+        if topic.direction == "status":
+            refusal = known.order.take_presence(signed)
+        else:
+            refusal = known.order.take(signed)
+            if refusal is None:
+                self._dirty.add(topic.device_id)
         return refusal or Incoming(topic=event.topic, payload=signed.message)
 
-    def _advance(self, topic: DeviceTopic, known: _Known, signed: SignedMessage) -> GuardRefusal | None:
-        """Moves the device's high-water mark, or says why not."""
-        if signed.position > known.position:
-            known.position = signed.position
-            self._dirty.add(topic.device_id)
-            return None
-        if signed.epoch < known.position[0]:
-            known.num_falling_epochs += 1
-            self._dirty.add(topic.device_id)
-            return GuardRefusal.FALLING_EPOCH
-        return GuardRefusal.STALE
+    def _enrolled_sender(self, topic: str) -> str:
+        """The device that a topic names, if it is enrolled. Whether it was the sender, nobody knows."""
+        try:
+            device_id = parse_device_topic(topic).device_id
+        except WireError:
+            return NOBODY
+        return device_id if device_id in self._known else NOBODY
 
-    @staticmethod
-    def _presence(known: _Known, signed: SignedMessage) -> GuardRefusal | None:
-        """Presence is signed before its time (a last will) and kept by the broker: only its epoch can be asked for."""
-        return GuardRefusal.STALE if signed.epoch < known.position[0] else None
+    def _log_refusals(self, now: float) -> None:
+        for notice in self._tally.notices(now=now):
+            _LOG.warning(
+                "messages_refused reason=%s num=%d num_total=%d last_device_id=%s",
+                *(notice.reason.value, notice.num, notice.num_total, notice.device_id or "(none that is enrolled)"),
+            )
 
     def _enrol(self, topic: DeviceTopic, name: str, signed: SignedMessage) -> GuardRefusal | None:
         try:
@@ -244,8 +252,10 @@ class RosterGuard:
             revoked_at=None,
             high_water=HighWater(epoch=signed.epoch, counter=signed.counter),
         )
+        self._save()  # what was counted of an earlier key with this id must not be laid at the door of the new one
         outcome = self._roster.enrol(record, population=self._population, now=now)
-        if outcome is EnrolmentOutcome.ACCEPTED:
+        known = self._known.get(topic.device_id)
+        if outcome is EnrolmentOutcome.ACCEPTED and (known is None or known.public_key != record.public_key):
             self._load()
         return outcome
 
@@ -253,34 +263,58 @@ class RosterGuard:
         marks = []
         for device_id in sorted(self._dirty):
             known = self._known[device_id]
-            epoch, counter = known.position
-            mark = HighWater(epoch=epoch, counter=counter, num_falling_epochs=known.num_falling_epochs)
-            marks.append((device_id, known.public_key, mark))
-        if marks:
-            self._roster.raise_high_water(self._population, marks)
+            epoch, counter = known.order.position
+            marks.append((device_id, known.public_key, HighWater(epoch=epoch, counter=counter)))
+        refusals = {(device_id, reason.value): num for (device_id, reason), num in self._tally.take_unsaved().items()}
+        if marks or refusals:
+            self._roster.keep(self._population, marks, refusals, now=self._wall_clock())
         self._dirty.clear()
 
     def _load(self) -> None:
         """Takes the roster as it is now; of a device that has kept its key, the higher mark stands."""
         before, self._known = self._known, {}
         for record in self._roster.devices(self._population):
-            mark, old = record.high_water, before.get(record.device_id)
-            position, num_falling = (mark.epoch, mark.counter), mark.num_falling_epochs
-            if old is not None and old.public_key == record.public_key:
-                position, num_falling = max(position, old.position), max(num_falling, old.num_falling_epochs)
+            old = before.get(record.device_id)
+            is_same_key = old is not None and old.public_key == record.public_key
+            order = old.order if old is not None and is_same_key else MessageOrder((0, 0))
+            order.position = max(order.position, (record.high_water.epoch, record.high_water.counter))
             is_active = record.state is DeviceState.ACTIVE
             self._known[record.device_id] = _Known(
                 public_key=record.public_key,
                 key=Ed25519PublicKey.from_public_bytes(record.public_key),
                 is_active=is_active,
-                position=position,
-                num_falling_epochs=num_falling,
+                order=order,
             )
-            if not is_active and (old is None or old.is_active):
-                self._revoked_news.add(record.device_id)
-            elif is_active:
-                self._revoked_news.discard(record.device_id)
+            if old is not None and not is_same_key:
+                # What the old key has checked in for, or has half sent, is not the new one's.
+                self._expelled_news.add(record.device_id)
+            elif not is_active and (old is None or old.is_active):
+                self._expelled_news.add(record.device_id)
         self._dirty &= self._known.keys()
+
+
+MakeGuard: TypeAlias = Callable[[Callable[[str, bytes], None]], DeviceGuard]
+"""Makes a guard, given how to send an answer to an enrolment: (topic, payload)."""
+
+
+def open_guard(publish: Callable[[str, bytes], None]) -> DeviceGuard:
+    """A guard that believes everybody."""
+    del publish
+    _LOG.warning("devices_not_authenticated: whoever can publish at the broker can report as any device")
+    return OpenGuard()
+
+
+def roster_guard(roster_file: Path, *, population: str, wall_clock: Callable[[], float]) -> MakeGuard:
+    """What makes a guard over a roster file.
+
+    Args:
+        roster_file: The roster.
+        population: The coordinator's population.
+        wall_clock: Time of day, in seconds since 1970.
+    """
+    return lambda publish: RosterGuard(
+        Roster(roster_file), population=population, publish=publish, wall_clock=wall_clock
+    )
 
 
 def _is_signed_by(key: Ed25519PublicKey, topic: str, signed: SignedMessage) -> bool:

@@ -7,13 +7,15 @@ import collections
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from broker_link.link import BrokerLink, EventSink, LinkEvent
 from coordinator.actions import Action, Fold, Publish, RoundEnded, RoundOrder
 from coordinator.aggregation import ClientUpdate
+from coordinator.device_guard import MakeGuard, open_guard
 from coordinator.fleet import FleetCoordinator
+from coordinator.refusals import GuardRefusal
 from coordinator.round_table import RoundEvent, RoundState
 from wire_protocol.messages import RoundKind
 from wire_protocol.tensors import Tensors, encode_tensors
@@ -39,6 +41,10 @@ class FleetTransport:
         fleet: The coordinator's talk with the devices; its policy must let as many devices wait as a cohort has.
         connect: Makes the link, given where its events are to go.
         clock: Monotonic seconds.
+        make_guard: Makes what decides who is heard: ``device_guard.roster_guard(...)``, or everybody.
+
+    Raises:
+        RosterUnusable: From the guard: its roster cannot be read.
     """
 
     def __init__(
@@ -47,12 +53,14 @@ class FleetTransport:
         fleet: FleetCoordinator,
         connect: Callable[[EventSink], BrokerLink],
         clock: Callable[[], float] = time.monotonic,
+        make_guard: MakeGuard = open_guard,
     ) -> None:
         self._fleet = fleet
         self._clock = clock
         self._events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
         self._pending: collections.deque[Action] = collections.deque()
         self._link = connect(self._events.put)
+        self._guard = make_guard(self._link.publish)
 
     def start(self) -> None:
         """Connects."""
@@ -63,6 +71,12 @@ class FleetTransport:
         for action in self._fleet.dismiss():
             self._perform(action)
         self._link.stop()
+        self._guard.close()
+
+    @property
+    def refusals(self) -> Mapping[GuardRefusal, int]:
+        """Messages that the guard has refused since the start, by reason."""
+        return self._guard.refusals
 
     def publish(self, round_id: int, cohort: DeviceCohort, weights: Tensors) -> None:
         """Opens a round for a cohort; assignments go out when its devices have checked in."""
@@ -106,10 +120,17 @@ class FleetTransport:
         wakeup = self._fleet.next_wakeup()
         wait_s = _MAX_WAIT_S if wakeup is None else min(_MAX_WAIT_S, max(0.0, wakeup - self._clock()))
         try:
-            event = self._events.get(timeout=wait_s)
+            event: LinkEvent | None = self._events.get(timeout=wait_s)
         except queue.Empty:
-            return self._fleet.tick(now=self._clock())
-        return self._fleet.handle(event, now=self._clock()) + self._fleet.tick(now=self._clock())
+            event = None
+        actions: list[Action] = []
+        screened = None if event is None else self._guard.screen(event)
+        if screened is not None:
+            actions.extend(self._fleet.handle(screened, now=self._clock()))
+        for device_id in self._guard.refresh(now=self._clock()):
+            _LOG.info("device_expelled device_id=%s", device_id)
+            actions.extend(self._fleet.expel(device_id, now=self._clock()))
+        return actions + self._fleet.tick(now=self._clock())
 
     def _perform(self, action: Action) -> None:
         if isinstance(action, Publish):

@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from typing import Final
 from coordinator.errors import RosterUnusable
 from wire_protocol.enrolment import EnrolmentOutcome
 
-__all__ = ["DeviceRecord", "DeviceState", "HighWater", "Roster", "TokenRecord"]
+__all__ = ["DeviceRecord", "DeviceState", "HighWater", "RefusalRecord", "Roster", "TokenRecord"]
 
 _RESERVED: Final = frozenset({"coordinator"})
 """The broker's rights go by the device id; this one is the coordinator's."""
@@ -25,17 +25,19 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS devices (
     population TEXT NOT NULL, device_id TEXT NOT NULL, public_key BLOB NOT NULL, state TEXT NOT NULL,
     enrolled_at REAL NOT NULL, token_id TEXT NOT NULL, revoked_at REAL,
-    epoch INTEGER NOT NULL, counter INTEGER NOT NULL, num_falling_epochs INTEGER NOT NULL DEFAULT 0,
+    epoch INTEGER NOT NULL, counter INTEGER NOT NULL,
     PRIMARY KEY (population, device_id)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tokens (
     token_id TEXT PRIMARY KEY, population TEXT NOT NULL, public_key BLOB NOT NULL, device_id TEXT,
     made_at REAL NOT NULL, expires_at REAL NOT NULL, uses_left INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refusals (
+    population TEXT NOT NULL, device_id TEXT NOT NULL, reason TEXT NOT NULL, num INTEGER NOT NULL, last_at REAL NOT NULL,
+    PRIMARY KEY (population, device_id, reason)
+) STRICT, WITHOUT ROWID;
 """
-_DEVICE_COLUMNS: Final = (
-    "device_id, public_key, state, enrolled_at, token_id, revoked_at, epoch, counter, num_falling_epochs"
-)
+_DEVICE_COLUMNS: Final = "device_id, public_key, state, enrolled_at, token_id, revoked_at, epoch, counter"
 
 
 class DeviceState(enum.Enum):
@@ -47,11 +49,19 @@ class DeviceState(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class HighWater:
-    """The highest position accepted from a device, and how often it signed in an epoch that was over."""
+    """The highest position accepted from a device."""
 
     epoch: int
     counter: int
-    num_falling_epochs: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RefusalRecord:
+    """What a running coordinator refused on the topics of one device, for one reason."""
+
+    num: int
+    last_at: float
+    """Seconds since 1970, to a few seconds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,30 +182,65 @@ class Roster:
             )
         return cursor.rowcount == 1
 
-    def raise_high_water(self, population: str, marks: Iterable[tuple[str, bytes, HighWater]]) -> None:
-        """Keeps what was accepted: (device id, its key, mark), all in one transaction.
+    def refusals(self, population: str) -> dict[str, dict[str, RefusalRecord]]:
+        """What was refused, by device and reason; of ids that are not enrolled together, under an empty id.
 
-        A mark never falls, and none is put on a key that is no longer the device's.
+        Anybody who may publish on a device's topics can make its numbers rise; a conflict takes its key.
+        """
+        query = "SELECT device_id, reason, num, last_at FROM refusals WHERE population = ? ORDER BY device_id, reason"
+        found: dict[str, dict[str, RefusalRecord]] = {}
+        with self._errors():
+            for device_id, reason, num, last_at in self._database.execute(query, (population,)):
+                found.setdefault(device_id, {})[reason] = RefusalRecord(num=num, last_at=last_at)
+        return found
+
+    def keep(
+        self,
+        population: str,
+        marks: Iterable[tuple[str, bytes, HighWater]],
+        refusals: Mapping[tuple[str, str], int],
+        *,
+        now: float,
+    ) -> None:
+        """Keeps what was accepted and refused, all in one transaction.
+
+        Args:
+            population: Whose.
+            marks: (device id, its key, mark). A mark never falls, and none is put on a key that is no longer the
+                device's.
+            refusals: How many more there were, by (device id or empty, reason).
+            now: Seconds since 1970.
         """
         rows = [
-            (mark.epoch, mark.counter, mark.num_falling_epochs, population, device_id, key, mark.epoch, mark.counter)
+            (mark.epoch, mark.counter, population, device_id, key, mark.epoch, mark.counter)
             for device_id, key, mark in marks
         ]
+        counts = [(population, device_id, reason, num, now) for (device_id, reason), num in refusals.items()]
         with self._transaction():
             self._database.executemany(
-                "UPDATE devices SET epoch = ?, counter = ?, num_falling_epochs = ? "
+                "UPDATE devices SET epoch = ?, counter = ? "
                 "WHERE population = ? AND device_id = ? AND public_key = ? AND (epoch, counter) <= (?, ?)",
                 rows,
+            )
+            self._database.executemany(
+                "INSERT INTO refusals VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET num = num + excluded.num, last_at = excluded.last_at",
+                counts,
             )
 
     def _put(self, record: DeviceRecord, population: str) -> None:
         mark = record.high_water
+        columns = f"population, {_DEVICE_COLUMNS}"
         self._database.execute(
-            "INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?, 0)",
+            f"INSERT OR REPLACE INTO devices ({columns}) VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?)",  # noqa: S608
             (
                 *(population, record.device_id, record.public_key, record.state.value),
                 *(record.enrolled_at, record.token_id, mark.epoch, mark.counter),
             ),
+        )
+        # They were the earlier key's.
+        self._database.execute(
+            "DELETE FROM refusals WHERE population = ? AND device_id = ?", (population, record.device_id)
         )
 
     @contextmanager
@@ -257,8 +302,8 @@ def _is_repeated(record: DeviceRecord, known: DeviceRecord | None) -> bool:
     )
 
 
-def _device(row: tuple[str, bytes, str, float, str, float | None, int, int, int]) -> DeviceRecord:
-    device_id, public_key, state, enrolled_at, token_id, revoked_at, epoch, counter, num_falling_epochs = row
+def _device(row: tuple[str, bytes, str, float, str, float | None, int, int]) -> DeviceRecord:
+    device_id, public_key, state, enrolled_at, token_id, revoked_at, epoch, counter = row
     return DeviceRecord(
         device_id=device_id,
         public_key=public_key,
@@ -266,5 +311,5 @@ def _device(row: tuple[str, bytes, str, float, str, float | None, int, int, int]
         enrolled_at=enrolled_at,
         token_id=token_id,
         revoked_at=revoked_at,
-        high_water=HighWater(epoch=epoch, counter=counter, num_falling_epochs=num_falling_epochs),
+        high_water=HighWater(epoch=epoch, counter=counter),
     )

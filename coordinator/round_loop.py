@@ -80,6 +80,8 @@ class RoundSummary:
     """Committed training rounds so far, this one included."""
     epsilon: float | None = None
     """What a device that took part in every round has been charged by now; None if the task is not private."""
+    refusals: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Messages that the guard before this loop has refused since the start, by reason; its owner fills it in."""
 
 
 class RoundLoop:

@@ -19,9 +19,8 @@ from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator, ServerState
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.checkpoints import CheckpointStore
-from coordinator.device_guard import DeviceGuard, OpenGuard, RosterGuard
+from coordinator.device_guard import DeviceGuard, open_guard, roster_guard
 from coordinator.fleet import FleetCoordinator
-from coordinator.roster import Roster
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
@@ -186,7 +185,7 @@ def run_rounds(
         store=task.store,
         publish=lambda topic, payload, retain: link.publish(topic, payload, retain=retain),
         round_ids=task.round_ids,
-        on_round=on_round,
+        on_round=lambda summary, state: on_round(_with_refusals(summary, guard), state),
         budget=None if bundle.plan.privacy is None else _round_budget(bundle.plan.privacy),
         journal=task.journal,
         flushes_itself=False,
@@ -212,11 +211,12 @@ def _round_budget(spec: PrivacySpec) -> "RoundBudget":
 
 def _guard(config: ServerConfig, link: PahoLink) -> DeviceGuard:
     if config.roster_file is None:
-        _LOG.warning("devices_not_authenticated: whoever can publish at the broker can report as any device")
-        return OpenGuard()
-    return RosterGuard(
-        Roster(config.roster_file), population=config.population, publish=link.publish, wall_clock=time.time
-    )
+        return open_guard(link.publish)
+    return roster_guard(config.roster_file, population=config.population, wall_clock=time.time)(link.publish)
+
+
+def _with_refusals(summary: RoundSummary, guard: DeviceGuard) -> RoundSummary:
+    return dataclasses.replace(summary, refusals={reason.value: num for reason, num in guard.refusals.items()})
 
 
 def _step(loop: RoundLoop, events: "queue.SimpleQueue[LinkEvent]", guard: DeviceGuard) -> None:

@@ -276,6 +276,7 @@ def _round_values(summary: Any) -> dict[str, Any]:
         "metrics": dict(summary.metrics),
         "duration_s": round(summary.duration_s, 3),
         "num_commits": summary.num_commits,
+        "refusals": dict(summary.refusals),
     }
 
 
@@ -285,8 +286,9 @@ def _print_round_json(summary: Any) -> None:
 
 
 def _print_round_line(summary: Any) -> None:
-    metrics = " ".join(f"{name}={value:.4g}" for name, value in summary.metrics.items())
+    words = [f"{name}={value:.4g}" for name, value in summary.metrics.items()]
+    words += [f"refused_{reason}={num}" for reason, num in summary.refusals.items()]
     click.echo(
         f"round {summary.round_id} {summary.kind.value} {summary.state.value} "
-        f"reports={summary.num_reports}/{summary.num_assigned} in {summary.duration_s:.1f} s {metrics}"
+        f"reports={summary.num_reports}/{summary.num_assigned} in {summary.duration_s:.1f} s {' '.join(words)}"
     )

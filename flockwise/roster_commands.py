@@ -79,17 +79,23 @@ def devices() -> None:
 @_json_option
 @_errors_in_one_line
 def list_(*, roster_file: Path, population: str, as_json: bool) -> None:
-    """List all devices. A device that was heard in an epoch that is over may have been cloned.
+    """List all devices, and with --json what was refused: of devices, and of ids that are not enrolled.
+
+    CLONED beside a device: it signed two messages at one position, which takes two machines with its key, or a state
+    directory that was put back. CLONED?: it was heard in an epoch that is over, which an old replay can do too.
 
     Exit codes: 0 done, 1 no usable roster, 2 wrong usage.
 
     Example: flockwise coordinator devices list --roster state/roster.sqlite --population digits
     """
-    records = _with_roster(_existing(roster_file), lambda roster: roster.devices(population))
+    records, refusals = _with_roster(
+        _existing(roster_file), lambda roster: (roster.devices(population), roster.refusals(population))
+    )
     if as_json:
-        print_json({"devices": [_shown(record) for record in records]})
+        shown = [_shown(record, refusals.get(record.device_id, {})) for record in records]
+        print_json({"devices": shown, "refusals_of_others": _counts(refusals.get("", {}))})
     for record in records if not as_json else []:
-        click.echo(_line(record))
+        click.echo(_line(record, refusals.get(record.device_id, {})))
 
 
 @devices.command()
@@ -99,17 +105,22 @@ def list_(*, roster_file: Path, population: str, as_json: bool) -> None:
 @_json_option
 @_errors_in_one_line
 def show(*, device_id: str, roster_file: Path, population: str, as_json: bool) -> None:
-    """Show one device.
+    """Show one device, and what was refused on its topics. Others may have sent that, where the broker lets them.
 
     Exit codes: 0 done, 1 no such device or no usable roster, 2 wrong usage.
 
     Example: flockwise coordinator devices show kitchen-pi --roster state/roster.sqlite --population digits
     """
-    record = _with_roster(_existing(roster_file), lambda roster: _found(roster, population, device_id))
+    record, refusals = _with_roster(
+        _existing(roster_file),
+        lambda roster: (_found(roster, population, device_id), roster.refusals(population).get(device_id, {})),
+    )
     if as_json:
-        print_json(_shown(record))
-    else:
-        click.echo(_line(record))
+        print_json(_shown(record, refusals))
+        return
+    click.echo(_line(record, refusals))
+    for reason, refusal in refusals.items():
+        click.echo(f"  refused {reason:14} {refusal.num:8} times, last at {_time(refusal.last_at)}")
 
 
 @devices.command()
@@ -156,13 +167,13 @@ def _change(options: dict[str, Any], state_name: str) -> None:
         _found(roster, population, device_id)
         if not options["dry_run"]:
             roster.set_state(population, device_id, state, now=time.time())
-        return _found(roster, population, device_id)
+        return _found(roster, population, device_id), roster.refusals(population).get(device_id, {})
 
-    record = _with_roster(_existing(options["roster_file"]), change)
+    record, refusals = _with_roster(_existing(options["roster_file"]), change)
     if options["as_json"]:
-        print_json(_shown(record) | {"changed": not options["dry_run"]})
+        print_json(_shown(record, refusals) | {"changed": not options["dry_run"]})
     else:
-        click.echo(f"{'would become' if options['dry_run'] else 'is'} {state.value}: {_line(record)}")
+        click.echo(f"{'would become' if options['dry_run'] else 'is'} {state.value}: {_line(record, refusals)}")
 
 
 def _existing(roster_file: Path) -> Path:
@@ -189,8 +200,7 @@ def _with_roster(roster_file: Path, use: Callable[[Any], Any]) -> Any:
         roster.close()
 
 
-def _shown(record: Any) -> dict[str, Any]:
-    mark = record.high_water
+def _shown(record: Any, refusals: dict[str, Any]) -> dict[str, Any]:
     return {
         "device_id": record.device_id,
         "public_key": record.public_key.hex(),
@@ -198,14 +208,34 @@ def _shown(record: Any) -> dict[str, Any]:
         "enrolled_at": record.enrolled_at,
         "token_id": record.token_id,
         "revoked_at": record.revoked_at,
-        "epoch": mark.epoch,
-        "counter": mark.counter,
-        "num_falling_epochs": mark.num_falling_epochs,
+        "epoch": record.high_water.epoch,
+        "counter": record.high_water.counter,
+        "clone_alarm": _clone_alarm(refusals),
+        "refusals": _counts(refusals),
     }
 
 
-def _line(record: Any) -> str:
-    enrolled = dt.datetime.fromtimestamp(record.enrolled_at, dt.UTC).isoformat(timespec="seconds")
-    mark = record.high_water
-    alarm = f"  CLONED? heard {mark.num_falling_epochs} times in a past epoch" if mark.num_falling_epochs else ""
-    return f"{record.device_id:24} {record.state.value:8} enrolled {enrolled} epoch {mark.epoch}{alarm}"
+def _counts(refusals: dict[str, Any]) -> dict[str, Any]:
+    return {reason: {"num": found.num, "last_at": found.last_at} for reason, found in refusals.items()}
+
+
+def _clone_alarm(refusals: dict[str, Any]) -> str:
+    """How sure it is that the key is in two places: not at all, possible, or proved (or a state that was put back)."""
+    from coordinator.refusals import CLONE_SIGNS
+
+    proof, sign = (reason.value in refusals for reason in CLONE_SIGNS)
+    return "proved" if proof else "possible" if sign else "none"
+
+
+def _line(record: Any, refusals: dict[str, Any]) -> str:
+    alarm = {
+        "proved": "  CLONED: signed two messages at one position",
+        "possible": "  CLONED? heard in a past epoch",
+        "none": "",
+    }[_clone_alarm(refusals)]
+    enrolled = _time(record.enrolled_at)
+    return f"{record.device_id:24} {record.state.value:8} enrolled {enrolled} epoch {record.high_water.epoch}{alarm}"
+
+
+def _time(unix_s: float) -> str:
+    return dt.datetime.fromtimestamp(unix_s, dt.UTC).isoformat(timespec="seconds")

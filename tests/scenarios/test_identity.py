@@ -1,21 +1,26 @@
 """Who may report: every way to be somebody else is refused before anything is decoded, and counted by its reason."""
 
 import collections
+import json
+import logging
 import os
 import struct
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_link.link import Incoming, LinkUp
 from broker_link.memory_broker import MemoryBroker
-from coordinator.device_guard import GuardRefusal, OpenGuard, RosterGuard
+from coordinator.device_guard import OpenGuard, RosterGuard
 from coordinator.enrolment_tokens import make_token
+from coordinator.refusals import GuardRefusal
 from coordinator.roster import DeviceState, Roster
 from edge_client.enrolment import enrolment_request
 from edge_client.identity import DeviceIdentity
+from flockwise.cli import main
 from wire_protocol.enrolment import EnrolmentOutcome, EnrolmentToken
 from wire_protocol.errors import MalformedMessage
 from wire_protocol.messages import (
@@ -215,15 +220,148 @@ def test_a_replay_a_double_delivery_and_an_old_message_are_refused(post, dev_1):
     assert post.refusals == {GuardRefusal.STALE: 2}
 
 
+def _kept(post) -> dict[str, dict[str, int]]:
+    """What the roster file says was refused."""
+    found = {}
+    post.operator(lambda roster: found.update(roster.refusals(POPULATION)))
+    return {device: {reason: record.num for reason, record in reasons.items()} for device, reasons in found.items()}
+
+
+def _alarm(post, device_id="dev-1") -> str:
+    """The operator's view."""
+    words = ("coordinator", "devices", "show", device_id, "--roster", str(post.path), "--population", POPULATION)
+    result = CliRunner().invoke(main, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    text = CliRunner().invoke(main, words).output
+    alarm = json.loads(result.output)["clone_alarm"]
+    assert ("CLONED: " in text, "CLONED? " in text) == (alarm == "proved", alarm == "possible")
+    return alarm
+
+
 def test_a_falling_epoch_is_refused_and_raises_the_clone_alarm(post, dev_1):
     restarted = _again(dev_1, epoch=2)
     assert post.send(TOPIC, restarted.seal(TOPIC, MESSAGE))
     assert post.send(TOPIC, dev_1.seal(TOPIC, MESSAGE)) == []
     assert post.refusals == {GuardRefusal.FALLING_EPOCH: 1}
     post.guard.refresh(now=0.0)
-    roster = Roster(post.path)
-    assert roster.device(POPULATION, "dev-1").high_water.num_falling_epochs == 1
-    roster.close()
+    assert _kept(post) == {"dev-1": {"falling_epoch": 1}}
+    assert _alarm(post) == "possible"
+
+
+def test_two_machines_that_count_in_the_same_epoch_are_found_out(post, dev_1):
+    """A state directory was copied: both began the epoch at the same counter, and one has come much further."""
+    original, copy = (_again(dev_1, epoch=2) for _ in range(2))
+    for index in range(200):
+        assert post.send(TOPIC, original.seal(TOPIC, MESSAGE + bytes([index])))
+    assert post.send(TOPIC, copy.seal(TOPIC, MESSAGE + b"copy")) == []
+    assert post.refusals == {GuardRefusal.CONFLICTING: 1}
+    post.guard.close()
+    assert _kept(post) == {"dev-1": {"conflicting": 1}}
+    assert _alarm(post) == "proved"
+    post.open()
+
+
+def test_two_machines_side_by_side_in_one_epoch_are_found_out(post, dev_1):
+    for _ in range(100):
+        assert post.send(TOPIC, dev_1.seal(TOPIC, MESSAGE))
+    copy = _again(dev_1, epoch=dev_1.epoch)
+    copy._counter = dev_1._counter - 5
+    assert post.send(TOPIC, copy.seal(TOPIC, MESSAGE + b"copy")) == []
+    assert post.refusals == {GuardRefusal.CONFLICTING: 1}
+
+
+def test_no_replay_however_often_looks_like_two_machines(post, dev_1):
+    recorded = [dev_1.seal(TOPIC, MESSAGE + bytes([index])) for index in range(100)]
+    status = device_status(POPULATION, "dev-1")
+    presence = dev_1.seal(status, encode_message(DeviceStatus(presence="online", client_version="")))
+    for data in recorded:
+        assert post.send(TOPIC, data)
+    assert post.send(status, presence)
+    for _ in range(2):
+        for data in recorded:
+            assert post.send(TOPIC, data) == []
+        assert post.send(status, presence), "the broker repeats presence"
+    assert post.refusals == {GuardRefusal.STALE: 200}
+    # Nor do the last messages of an epoch that come again after a restart of the device.
+    assert post.send(TOPIC, _again(dev_1, epoch=2).seal(TOPIC, MESSAGE))
+    assert post.send(TOPIC, recorded[-1]) == []
+    assert post.refusals == {GuardRefusal.STALE: 201}
+    post.guard.refresh(now=0.0)
+    assert _alarm(post) == "none"
+
+
+def test_presence_that_was_signed_twice_is_found_out_too(post, dev_1):
+    topic = device_status(POPULATION, "dev-1")
+    copy = _again(dev_1, epoch=dev_1.epoch)
+    copy._counter = dev_1._counter
+    online, offline = (encode_message(DeviceStatus(presence=word, client_version="")) for word in ("online", "offline"))
+    assert post.send(topic, dev_1.seal(topic, online))
+    assert post.send(topic, copy.seal(topic, offline)) == []
+    assert post.refusals == {GuardRefusal.CONFLICTING: 1}
+
+
+def test_refusals_are_kept_by_device_and_made_up_ids_cost_one_line(post, dev_1):
+    good = dev_1.seal(TOPIC, MESSAGE)
+    for _ in range(3):
+        post.send(TOPIC, good[:-1] + b"x")
+    for index in range(500):
+        post.send(device_up(POPULATION, f"made-up-{index}", "report"), good)
+    post.send(device_up(POPULATION, "made-up", "report"), MESSAGE)
+    post.guard.refresh(now=0.0)
+    expected = {"dev-1": {"bad_signature": 3}, "": {"unknown_device": 500, "unsigned": 1}}
+    assert _kept(post) == expected
+    post.send(TOPIC, MESSAGE)
+    post.guard.refresh(now=1.0)
+    assert _kept(post) == expected, "at most one write in two seconds, whatever comes"
+    post.guard.refresh(now=2.0)
+    expected["dev-1"]["unsigned"] = 1
+    post.guard.refresh(now=4.0)
+    assert _kept(post) == expected
+    post.guard.close()
+    post.open()
+    assert post.refusals == {}
+    assert _kept(post) == expected, "a restart forgets nothing"
+    listed = CliRunner().invoke(
+        main, ["coordinator", "devices", "list", "--roster", str(post.path), "--population", POPULATION, "--json"]
+    )
+    shown = json.loads(listed.output)
+    assert shown["refusals_of_others"]["unknown_device"]["num"] == 500
+    assert {reason: record["num"] for reason, record in shown["devices"][0]["refusals"].items()} == expected["dev-1"]
+
+
+def test_a_new_key_begins_without_the_refusals_of_the_old_one(post, dev_1):
+    post.send(TOPIC, MESSAGE)
+    post.operator(lambda roster: roster.set_state(POPULATION, "dev-1", DeviceState.REVOKED, now=post.now))
+    post.now += 1
+    assert post.enrol("dev-1", _identity(), post.token(device_id="dev-1")) is EnrolmentOutcome.ACCEPTED
+    post.guard.refresh(now=0.0)
+    assert _kept(post) == {}
+
+
+def test_an_id_whose_key_has_changed_is_named_to_be_expelled_however_fast_that_went(post, dev_1):
+    assert post.guard.refresh(now=0.0) == []
+    post.operator(lambda roster: roster.set_state(POPULATION, "dev-1", DeviceState.REVOKED, now=post.now))
+    post.now += 1
+    assert post.enrol("dev-1", _identity(), post.token(device_id="dev-1")) is EnrolmentOutcome.ACCEPTED
+    assert post.guard.refresh(now=0.5) == ["dev-1"], "what the old key has half sent is not the new one's"
+    assert post.guard.refresh(now=4.0) == []
+
+
+def test_each_reason_is_logged_at_once_and_then_once_a_minute_at_most(post, dev_1, caplog):
+    caplog.set_level(logging.WARNING, logger="coordinator.device_guard")
+    for now in range(0, 120, 2):
+        for _ in range(10):
+            post.send(TOPIC, MESSAGE)
+        post.guard.refresh(now=float(now))
+    lines = [record.getMessage() for record in caplog.records if "messages_refused" in record.getMessage()]
+    assert lines == [
+        "messages_refused reason=unsigned num=10 num_total=10 last_device_id=dev-1",
+        "messages_refused reason=unsigned num=300 num_total=310 last_device_id=dev-1",
+    ]
+    caplog.clear()
+    post.send(device_up(POPULATION, "no-such", "report"), dev_1.seal(TOPIC, MESSAGE))
+    post.guard.refresh(now=120.0)
+    assert "reason=unknown_device num=1 num_total=1 last_device_id=(none" in caplog.text
 
 
 def test_a_restarted_coordinator_still_refuses_what_it_had_written_down(post, dev_1):
