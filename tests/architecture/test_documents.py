@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from coordinator.refusals import GuardRefusal
 from flockwise.cli import main
 from wire_protocol import limits, messages
 from wire_protocol.messages import RejectionReason, message_kind
@@ -30,7 +31,7 @@ def test_the_wire_document_names_every_message_and_every_rejection():
     assert len(kinds) == 16
     for kind in kinds:
         assert f"`{kind}`" in WIRE, kind
-    for reason in RejectionReason:
+    for reason in (*RejectionReason, *GuardRefusal):
         assert f"`{reason.value}`" in WIRE, reason
 
 
