@@ -197,7 +197,8 @@ def test_a_cut_resets_the_connection_in_the_middle_of_a_packet(proxy, echo):
         with pytest.raises(ConnectionResetError):
             _read(connection, 20_000)
     assert proxy.counts["cuts"] == 1
-    assert len(echo.received[0]) < 20_000
+    # The other side may hear of the connection after its reset; what it heard of the packet is not all of it.
+    assert sum(map(len, echo.received)) < 20_000
 
 
 def test_a_reset_is_seen_by_every_client_as_a_reset(proxy):
