@@ -12,6 +12,7 @@ import numpy as np
 
 from coordinator.aggregation import ClientUpdate
 from coordinator.errors import UpdateRejected
+from coordinator.private_admission import is_overlong
 from wire_protocol.blobs import DIGEST_BYTES
 from wire_protocol.errors import MalformedMessage, NonFiniteTensor, OversizedMessage, TensorMismatch
 from wire_protocol.integer_updates import decode_integer_update, max_integer_update_bytes
@@ -111,6 +112,8 @@ def admit_update(data: bytes, report: Report, *, plan: TrainingPlan, policy: Adm
         raise UpdateRejected(RejectionReason.NON_FINITE, str(error)) from error
     except MalformedMessage as error:
         raise UpdateRejected(RejectionReason.MALFORMED, str(error)) from error
+    if update.integers is not None and plan.privacy is not None and is_overlong(update.integers, plan.privacy):
+        raise UpdateRejected(RejectionReason.NORM_TOO_LARGE, "longer than any clipped update with its noise")
     norm = update_norm(update.model_delta)
     # Not `norm > bound`, which NaN would pass; the tensors are finite here, but a clip test is written safe or not at all.
     if not norm <= policy.max_update_norm:

@@ -16,7 +16,7 @@ from dp_accounting import pld, rdp
 from coordinator.errors import InvalidConfig
 from wire_protocol.privacy_spec import GaussianEvent, LaplaceEvent, PrivacySpec
 
-__all__ = ["PrivacyForecast", "calibrate", "forecast"]
+__all__ = ["PrivacyForecast", "calibrate", "claimed_epsilon", "forecast"]
 
 _TOLERANCE: Final = 1e-4
 _BRACKET_FACTOR: Final = 2.5
@@ -49,6 +49,18 @@ def forecast(spec: PrivacySpec, num_rounds: int) -> PrivacyForecast:
         epsilon_by_rdp=_epsilon(rdp.RdpAccountant(), event, spec.target_delta),
         epsilon_by_pld=_epsilon(pld.PLDAccountant(), event, spec.target_delta),
     )
+
+
+def claimed_epsilon(spec: PrivacySpec, num_rounds: int) -> float:
+    """The claim alone: ``forecast(...).epsilon_by_rdp`` without the other accountant, which takes a second.
+
+    Raises:
+        InvalidConfig: As ``forecast``.
+    """
+    if num_rounds < 1:
+        raise InvalidConfig(f"a claim needs at least one round, not {num_rounds}")
+    event = dp_accounting.SelfComposedDpEvent(_event(spec.noise, spec.noise_multiplier), num_rounds)
+    return _epsilon(rdp.RdpAccountant(), event, spec.target_delta)
 
 
 def calibrate(spec: PrivacySpec) -> PrivacySpec:

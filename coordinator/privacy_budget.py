@@ -7,7 +7,7 @@ own.
 
 from typing import Final
 
-from coordinator.privacy_accounting import forecast
+from coordinator.privacy_accounting import claimed_epsilon
 from wire_protocol.privacy_spec import PrivacySpec
 
 __all__ = ["RoundBudget"]
@@ -32,7 +32,7 @@ class RoundBudget:
 
     def epsilon_after(self, round_id: int) -> float:
         """What a device that took part in every round up to this one has been charged, by RDP."""
-        return forecast(self._spec, round_id).epsilon_by_rdp
+        return claimed_epsilon(self._spec, round_id)
 
     def allows(self, round_id: int) -> bool:
         """Whether this round stays within the target."""

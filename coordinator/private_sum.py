@@ -31,7 +31,8 @@ def private_aggregator(inner: Aggregator, plan: TrainingPlan, policy: RoundPolic
     """The same aggregator for a private task; itself for any other.
 
     Raises:
-        InvalidConfig: Rounds could end with fewer reports than the task's noise was sized for.
+        InvalidConfig: Rounds could end with fewer reports than the task's noise was sized for, or with more than a sum
+            modulo 2^32 can hold.
     """
     spec = plan.privacy
     if spec is None:
@@ -41,6 +42,13 @@ def private_aggregator(inner: Aggregator, plan: TrainingPlan, policy: RoundPolic
     if policy.min_reports < spec.min_contributors:
         raise InvalidConfig(
             f"min_reports is {policy.min_reports}; this task's noise needs {spec.min_contributors} reports at least"
+        )
+    # With over-selection a cohort grows to whom completion asks, and every one of them may report.
+    largest = policy.report_goal if policy.over_selection == 1 else policy.max_waiting
+    if largest > spec.max_contributors(plan.num_parameters):
+        raise InvalidConfig(
+            f"a round could have {largest} reports, and their sum leave its 32-bit words after "
+            f"{spec.max_contributors(plan.num_parameters)}: lower report_goal, over_selection or grid_bits"
         )
     return PrivateSumAggregator(inner, plan, denominator=policy.report_goal)
 

@@ -20,6 +20,7 @@ from coordinator.aggregation import Aggregator, ServerState
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.checkpoints import CheckpointStore
 from coordinator.device_guard import DeviceGuard, open_guard, roster_guard
+from coordinator.errors import InvalidConfig
 from coordinator.fleet import FleetCoordinator
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
@@ -156,7 +157,10 @@ def run_rounds(
 
     Raises:
         InvalidBrokerUrl: The broker's address cannot be understood.
+        InvalidConfig: Evaluation rounds of a private task: their figures would be an unpriced release.
     """
+    if bundle.plan.privacy is not None and config.schedule.evaluate_every:
+        raise InvalidConfig("devices refuse to evaluate a private task: set evaluate_every to 0")
     fleet = FleetCoordinator(
         population=config.population,
         bundle=bundle,

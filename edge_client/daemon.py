@@ -48,6 +48,7 @@ from edge_client.events import (
 from edge_client.identity import IdentityStore
 from edge_client.outbox import Outbox
 from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.let_out import let_out, refused
 from edge_client.privacy.release_desk import ReleaseDesk
 from edge_client.service_manager import ServiceManager
 from edge_client.session import SessionState
@@ -57,7 +58,7 @@ from edge_client.state_writer import StateWriter
 from edge_client.time_floor import TimeFloor
 from edge_client.trainer_options import TrainerOptions
 from edge_client.trainer_process import TrainerProcess
-from edge_client.training import TrainingJob, withdrawal_reason
+from edge_client.training import TrainingJob
 
 __all__ = ["Daemon", "MakeLink", "client_version", "once", "paho_link", "run"]
 
@@ -284,19 +285,13 @@ class Daemon:
         try:
             self._desk.check(job)
         except EdgeClientError as error:
-            self._handle(_refused(job, error))
+            self._handle(refused(job, error))
             return
         self._trainer.start(job)
 
     def _let_out(self, ended: TrainingFinished | TrainingFailed) -> TrainingFinished | TrainingFailed:
-        """What of a result may be published; a private update is charged here, before anything else happens to it."""
-        job = self._job
-        if isinstance(ended, TrainingFailed) or job is None or job.round_id != ended.round_id:
-            return ended
-        try:
-            return TrainingFinished(round_id=ended.round_id, result=self._desk.release(job, ended.result))
-        except EdgeClientError as error:
-            return _refused(job, error)
+        """What of a job's end may be published; a private update is charged here, before anything else happens to it."""
+        return ended if self._job is None else let_out(self._desk, self._job, ended)
 
     def _is_stored(self, action: StoreReport) -> bool:
         try:
@@ -358,11 +353,6 @@ def once(config: EdgeConfig, *, timeout_s: float = math.inf, make_link: MakeLink
     _stop_on_signals(daemon)
     daemon.serve(until=lambda agent: agent.last_outcome is not None, timeout_s=timeout_s)
     return daemon.agent.last_outcome
-
-
-def _refused(job: TrainingJob, error: EdgeClientError) -> TrainingFailed:
-    detail = f"{type(error).__name__}: {error}"
-    return TrainingFailed(round_id=job.round_id, reason=withdrawal_reason(error), detail=detail)
 
 
 def _release_desk(section: PrivacySection, ledger: Path) -> ReleaseDesk:

@@ -122,4 +122,5 @@ class RoundBlobs:
             checkpoint=decode_tensors(self._blobs[assignment.checkpoint.sha256], plan.weights),
             round_id=assignment.round_id,
             device_id=device_id,
+            nonce=assignment.nonce,
         )

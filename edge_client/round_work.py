@@ -41,6 +41,7 @@ from wire_protocol.messages import (
     Withdrawal,
     WithdrawalReason,
 )
+from wire_protocol.private_reports import PRIVATE_METRICS
 
 __all__ = ["DeviceContext", "RoundWork"]
 
@@ -78,7 +79,8 @@ class RoundWork:
     """
 
     __slots__ = (
-        "_assignment", "_blobs", "_context", "_nonce", "_upload", "deadline_at", "outcome", "round_id", "task_id"
+        "_assignment", "_blobs", "_context", "_is_private", "_nonce", "_upload", "deadline_at", "outcome", "round_id",
+        "task_id",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +91,7 @@ class RoundWork:
         self._assignment: Assignment | None = None
         self._blobs: RoundBlobs | None = None
         self._upload: ReportUpload | None = None
+        self._is_private = False
         self.task_id = task_id
         self.round_id = round_id
         self.deadline_at = deadline_at
@@ -178,7 +181,8 @@ class RoundWork:
         """The job has ended.
 
         Raises:
-            IllegalTransition: A training job without an update, or an evaluation with one: a bug of ours.
+            IllegalTransition: A training job without an update, an evaluation with one, or a private job whose result
+                was not let out by the release desk: a bug of ours.
         """
         context, assignment = self._context, self._assignment
         if assignment is None or context.session.state is not SessionState.TRAINING or event.round_id != self.round_id:
@@ -189,6 +193,8 @@ class RoundWork:
         has_update = event.result.model_delta is not None or event.result.private_update is not None
         if has_update != (assignment.kind is RoundKind.TRAIN):
             raise IllegalTransition(f"the result of a {assignment.kind.value} job is of the other kind")
+        if self._is_private and (event.result.model_delta is not None or event.result.metrics != PRIVATE_METRICS):
+            raise IllegalTransition("the result of a private job has not been made private: it is not sent")
         try:
             report, update = make_report(assignment, event.result, piece_bytes=context.piece_bytes)
         except BlobError:
@@ -254,6 +260,7 @@ class RoundWork:
         except WireError:
             return self._give_back(WithdrawalReason.TRAINING_FAILED)
         self._blobs = None
+        self._is_private = job.plan.privacy is not None
         self._context.session.move(SessionEvent.BLOBS_READY)
         return [StartJob(job=job)]
 

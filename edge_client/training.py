@@ -42,6 +42,8 @@ class TrainingJob:
     """The received weights, in the order of ``plan.weights``."""
     round_id: int
     device_id: str
+    nonce: bytes = b""
+    """The assignment's: no other one, of whatever coordinator, has the same. The trainer needs and gets none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,11 +14,12 @@ from broker_link.link import LinkEvent, Will
 from broker_link.memory_broker import MemoryBroker, MemoryLink
 from edge_client.agent import DeviceAgent
 from edge_client.errors import EdgeClientError
-from edge_client.events import DeviceEvent, Publish, SaveBlob, StartJob, StopJob, Tick, TrainingFailed, TrainingFinished
+from edge_client.events import DeviceEvent, Publish, SaveBlob, StartJob, StopJob, Tick, TrainingFinished
 from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.let_out import JobEnd, let_out, refused
 from edge_client.privacy.release_desk import ReleaseDesk
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
-from edge_client.training import Examples, Trainer, TrainingJob, TrainingResult, withdrawal_reason
+from edge_client.training import Examples, Trainer, TrainingJob
 from simulators.virtual_time import VirtualTime
 from wire_protocol.messages import DeviceStatus, RoundKind, encode_message
 from wire_protocol.topics import device_down_filter, device_status, population_round, population_task
@@ -157,11 +158,10 @@ class VirtualDevice:
         self._job = None
         run = self._fleet.trainer.train if job.kind is RoundKind.TRAIN else self._fleet.trainer.evaluate
         try:
-            result = self._fleet.let_out(self.device_id, job, run(job, self._examples))
+            ended: JobEnd = TrainingFinished(round_id=job.round_id, result=run(job, self._examples))
         except EdgeClientError as error:
-            self.handle(TrainingFailed(round_id=job.round_id, reason=withdrawal_reason(error), detail=str(error)))
-            return
-        self.handle(TrainingFinished(round_id=job.round_id, result=result))
+            ended = refused(job, error)
+        self.handle(self._fleet.let_out(self.device_id, job, ended))
 
 
 class _Canonical:
@@ -256,9 +256,9 @@ class VirtualFleet:
         slow = self.world.straggler_factor if self.rng.random() < self.world.straggler else 1.0
         return self.world.seconds_per_example * visits * speed * slow
 
-    def let_out(self, device_id: str, job: TrainingJob, result: TrainingResult) -> TrainingResult:
-        """What of a result the device publishes: of a private task, what its own release desk lets out."""
-        return self._desks[device_id].release(job, result)
+    def let_out(self, device_id: str, job: TrainingJob, ended: JobEnd) -> JobEnd:
+        """What of a job's end the device publishes: of a private task, what its own release desk lets out."""
+        return let_out(self._desks[device_id], job, ended)
 
     def start(self, *, within_s: float = 10.0) -> None:
         """Switches every device on, at random moments within a time."""

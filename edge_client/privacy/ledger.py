@@ -10,8 +10,10 @@ Gaussian histories Koskela, Tobaben, Honkela 2023). "Spent so far" is what the f
 guarantee of its own. A charge is never given back, whatever becomes of the round.
 
 Everything doubtful refuses: a broken chain, a row that is not readable, a ledger that ends before the mark (a second
-small file that remembers how far it had come: an old copy put back), or none where a mark says there was one.
-Putting back ledger *and* mark together is not noticed here.
+small file that remembers how far it had come: an old copy put back), none where a mark says there was one, or a mark
+that is gone. Putting back ledger *and* mark together is not noticed here.
+
+The bytes are kept for the latest release alone (`drop_payloads_but`): a ledger must not grow by a model a round.
 """
 
 import contextlib
@@ -85,6 +87,7 @@ class PrivacyLedger:
         self._spent = no_cost()
         self._budget = PrivacyBudget(epsilon=0.0)
         self._last = (0, _GENESIS)
+        self._marked = 0
         try:
             if budget is None:
                 self._database = _connect_for_reading(path)
@@ -95,6 +98,9 @@ class PrivacyLedger:
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
             self._read()
+            if self._marked < self._last[0]:
+                # A crash came between a charge and its mark: the next one must not find the mark two behind, or none.
+                self._advance(self._last)
             self._lower(budget)
         except sqlite3.DatabaseError as error:
             raise _translated(error, f"the privacy ledger {path}") from error
@@ -143,7 +149,7 @@ class PrivacyLedger:
         """Charges a release and makes its bytes, or returns the bytes of one that was charged before.
 
         Args:
-            release_id: Names it for ever: task, round and assignment.
+            release_id: Names it for ever: plan, round and assignment (`release_desk.release_id`).
             event: What it costs.
             make_payload: Draws the noise and encodes; called at most once, inside the transaction.
 
@@ -184,10 +190,12 @@ class PrivacyLedger:
                 f"{self._budget.epsilon:g} (spent so far: {self.spent_epsilon:.4f})"
             )
 
-    def drop_payload(self, release_id: str) -> None:
-        """Frees the space of a release that was answered; its charge stays for ever."""
+    def drop_payloads_but(self, release_id: str) -> None:
+        """Frees the space of every other release; the charges stay for ever. Best effort: a later call makes up for it."""
         with contextlib.suppress(sqlite3.Error):
-            self._database.execute("UPDATE entries SET payload = NULL WHERE release_id = ?", (release_id,))
+            self._database.execute(
+                "UPDATE entries SET payload = NULL WHERE payload IS NOT NULL AND release_id <> ?", (release_id,)
+            )
 
     # -- inside
 
@@ -239,7 +247,10 @@ class PrivacyLedger:
             expected, previous = seq + 1, link
         if expected <= mark_seq:
             raise LedgerDamaged(f"the privacy ledger ends at entry {expected - 1}; it had come to {mark_seq} before")
+        if self._mark is not None and mark_seq == 0 and expected > 2:  # noqa: PLR2004 - a crash can lose the first alone
+            raise LedgerDamaged(f"the privacy ledger has {expected - 1} entries, but {self._mark} is gone")
         self._last = (expected - 1, previous)
+        self._marked = mark_seq
 
     def _read_mark(self) -> tuple[int, bytes]:
         if self._mark is None:

@@ -74,11 +74,14 @@ class ReleaseDesk:
         if spec is None or model_delta is None:
             return result
         vector = flatten_tensors(model_delta)
-        payload = self._opened().release(
+        ledger = self._opened()
+        payload = ledger.release(
             release_id(job),
             spec.event(len(vector)),
             lambda: encode_integer_update(make_integer_update(vector, spec, SecureRandom())),
         )
+        # A device has one assignment at a time: the bytes of an earlier one are asked for no more.
+        ledger.drop_payloads_but(release_id(job))
         return TrainingResult(
             model_delta=None,
             private_update=payload,
@@ -110,8 +113,13 @@ class ReleaseDesk:
 
 
 def release_id(job: TrainingJob) -> str:
-    """Names what a job releases: a round of a plan. Round ids are never reused (docs/wire-protocol.md)."""
-    return f"round/{_plan_id(job.plan)}/{job.round_id}"
+    """Names what a job releases: one assignment of a round of a plan.
+
+    The nonce belongs to it. A coordinator that lost its state begins with round 1 again; were it given the bytes of the
+    first round 1, the same share of noise would be in two published sums, and their difference would be rid of it.
+    Under a new nonce the device draws new noise and charges it.
+    """
+    return f"round/{_plan_id(job.plan)}/{job.round_id}/{job.nonce.hex()}"
 
 
 def _plan_id(plan: TrainingPlan) -> str:

@@ -5,11 +5,13 @@ Over 400 lines, because one bench serves every test in it.
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
 from broker_link.link import Incoming
 from edge_client.counts import DeviceCount, RoundEnding
+from edge_client.errors import IllegalTransition
 from edge_client.events import SaveBlob, TrainingFailed
 from edge_client.session import SessionState
 from edge_client.settings import AgentSettings
@@ -30,6 +32,7 @@ from wire_protocol.messages import (
     encode_message,
 )
 from wire_protocol.model_contract import CONTRACT_VERSION
+from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.tensors import decode_tensors
 from wire_protocol.topics import device_down, population_task
 
@@ -96,6 +99,23 @@ def test_every_fetched_blob_is_saved_once_under_its_hash(bench):
     bench.serve()
     assert {blob.sha256: blob.data for blob in saved} == {blob.ref.sha256: blob.data for blob in bench.split}
     assert len(saved) == 3
+
+
+def test_a_result_that_no_release_desk_has_made_private_is_not_sent(make_bench):
+    spec = PrivacySpec(
+        mode="distributed",
+        clipping_norm=0.5,
+        noise_multiplier=5.0,
+        min_contributors=9,
+        num_rounds=1,
+        target_epsilon=4.0,
+    )
+    bench = make_bench(plan=msgspec.structs.replace(make_bench().plan, privacy=spec))
+    bench.assign(bench.check_in())
+    bench.serve()
+    with pytest.raises(IllegalTransition, match="not been made private"):
+        bench.finish(value=0.5)
+    assert bench.take(Report) == []
 
 
 def test_a_refused_device_comes_back_inside_the_window_with_a_new_nonce(bench):

@@ -214,11 +214,50 @@ def test_a_charge_that_the_disk_refuses_publishes_nothing(tmp_path):
 def test_a_dropped_payload_is_never_made_again(tmp_path):
     with _open(tmp_path) as ledger:
         ledger.release("r1", EVENT, lambda: b"x")
-        ledger.drop_payload("r1")
+        ledger.release("r2", EVENT, lambda: b"y")
+        ledger.drop_payloads_but("r2")
+        assert ledger.release("r2", EVENT, lambda: b"FRESH NOISE") == b"y"
         with pytest.raises(LedgerDamaged, match="no longer kept"):
             ledger.release("r1", EVENT, lambda: b"FRESH NOISE")
     with _open(tmp_path) as ledger:
+        assert len(ledger.entries) == 2
+
+
+def test_a_ledger_whose_mark_is_gone_releases_nothing(tmp_path):
+    with _open(tmp_path) as ledger:
+        ledger.release("r1", EVENT, lambda: b"x")
+    (tmp_path / "ledger.sqlite.mark").unlink()
+    with pytest.raises(LedgerDamaged, match="is gone"):
+        _open(tmp_path)
+
+
+def test_a_mark_that_a_crash_left_behind_is_mended_at_the_next_opening(tmp_path):
+    mark = tmp_path / "ledger.sqlite.mark"
+    with _open(tmp_path) as ledger:
+        behind = mark.read_bytes()
+        ledger.release("r1", EVENT, lambda: b"x")
+        ahead = mark.read_bytes()
+    mark.write_bytes(behind)
+    with _open(tmp_path):
+        assert mark.read_bytes() == ahead
+    # A crash before the very first mark: one entry, the budget, and no mark.
+    (tmp_path / "new").mkdir()
+    _open(tmp_path / "new").close()
+    (tmp_path / "new" / "ledger.sqlite.mark").unlink()
+    with _open(tmp_path / "new") as ledger:
+        ledger.release("r1", EVENT, lambda: b"x")
+    with _open(tmp_path / "new") as ledger:
         assert len(ledger.entries) == 1
+
+
+def test_two_processes_with_one_ledger_never_spend_more_than_one_could(tmp_path):
+    with _open(tmp_path) as one, _open(tmp_path) as other:
+        assert one.release("r1", EVENT, lambda: b"x") == b"x"
+        with pytest.raises(StorageError):
+            other.release("r2", EVENT, lambda: b"y")
+        assert one.release("r3", EVENT, lambda: b"z") == b"z"
+    with _open(tmp_path) as ledger:
+        assert [entry.release_id for entry in ledger.entries] == ["r1", "r3"]
 
 
 _RELEASES_FOR_EVER = """
