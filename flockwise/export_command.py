@@ -9,6 +9,8 @@ import msgspec
 import rich.console
 import rich.table
 
+from flockwise.zoo_listing import print_zoo
+
 __all__ = ["export"]
 
 _EXIT_USAGE = 2
@@ -19,31 +21,39 @@ _EXIT_PARITY = 4
 @click.command(
     epilog="\b\nExample:\n  flockwise export zoo:mnist_cnn --out bundle --batch-size 32 --learning-rate 0.05",
 )
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--out", type=click.Path(path_type=pathlib.Path), help="Directory to write the bundle to.")
-@click.option("--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True, help="Examples per step.")
-@click.option("--learning-rate", type=float, default=0.05, show_default=True, help="Of the device's optimizer.")
-@click.option(
-    "--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), default="sgd", show_default=True, help="On the device."
-)
-@click.option("--momentum", type=float, default=0.0, show_default=True, help="Of sgd; 0 is plain SGD.")
-@click.option("--nesterov", is_flag=True, help="Nesterov's momentum.")
-@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Of adamw, decoupled.")
-@click.option("--proximal-mu", type=float, default=0.0, show_default=True, help="FedProx's term; 0 leaves it out.")
-@click.option("--epochs", type=click.IntRange(1, 1000), default=1, show_default=True, help="Local passes per round.")
+@click.option("--batch-size", type=click.IntRange(1, 65536), help="Examples per step. [default: 32]")
+@click.option("--learning-rate", type=float, help="Of the device's optimizer. [default: 0.05]")
+@click.option("--optimizer", type=click.Choice(["sgd", "adam", "adamw"]), help="On the device. [default: sgd]")
+@click.option("--momentum", type=float, help="Of sgd; 0 is plain SGD. [default: 0]")
+@click.option("--nesterov", is_flag=True, default=None, help="Nesterov's momentum.")
+@click.option("--weight-decay", type=float, help="Of adamw, decoupled. [default: 0]")
+@click.option("--proximal-mu", type=float, help="FedProx's term; 0 leaves it out. [default: 0]")
+@click.option("--epochs", "num_epochs", type=click.IntRange(1, 1000), help="Local passes per round. [default: 1]")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of batch order, dropout, zoo weights."
 )
+@click.option("--list-zoo", is_flag=True, help="List the models that come with Flockwise, and their plans.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--dry-run", is_flag=True, help="Convert and check, but write nothing; --out is then optional.")
 def export(
-    *, model: str, out: pathlib.Path | None, seed: int, epochs: int, as_json: bool, dry_run: bool, **options: Any
+    *,
+    model: str | None,
+    out: pathlib.Path | None,
+    seed: int,
+    list_zoo: bool,
+    as_json: bool,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Export MODEL as a trainable TFLite bundle.
 
-    MODEL is a .keras or .h5 file, or zoo:digits_mlp, zoo:digits_cnn or zoo:mnist_cnn. The bundle is model.tflite
-    (builtin ops only, no weights), plan.json, initial.safetensors and certificate.json. The exported file is run in
-    LiteRT and compared with Keras; if they differ, nothing is written.
+    MODEL is a .keras or .h5 file, or zoo:NAME for a model that comes with Flockwise (see --list-zoo); such a model
+    brings its own plan, of which any part can be given otherwise (with another --optimizer, its learning rate and
+    momentum are the general defaults). The bundle is model.tflite (builtin ops only, no weights), plan.json,
+    initial.safetensors and certificate.json. The exported file is run in LiteRT and compared with Keras; if they
+    differ, nothing is written.
 
     \b
     Exit codes:
@@ -52,28 +62,35 @@ def export(
       3  the model has a layer or an option that cannot be exported
       4  the exported file does not compute what Keras computes
     """  # noqa: D301 - \b is click's mark for a paragraph to leave alone
+    if list_zoo:
+        print_zoo(as_json=as_json)
+        return
+    if model is None:
+        raise click.UsageError("name a model: a .keras or .h5 file, or zoo:NAME (--list-zoo lists them)")
     if out is None and not dry_run:
         raise click.UsageError("name a directory with --out, or use --dry-run")
-    result = _export(model, out=None if dry_run else out, seed=seed, num_epochs=epochs, quiet=as_json, **options)
+    result = _export(model, out=None if dry_run else out, quiet=as_json, given={"seed": seed, **options})
     if as_json:
         click.echo(msgspec.json.encode(_summary(result, None if dry_run else out)).decode())
     else:
         _print_result(result, None if dry_run else out)
 
 
-def _export(model: str, *, out: pathlib.Path | None, quiet: bool, **plan_fields: Any) -> Any:
+def _export(model: str, *, out: pathlib.Path | None, quiet: bool, given: dict[str, Any]) -> Any:
     """Runs the export; errors become exit codes."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from model_export.errors import ExportError, NotABundle, ParityRefused, UnreadableModel
+    from model_export.zoo_presets import fields_for
     from wire_protocol.errors import MalformedMessage
 
+    plan_fields = fields_for(model, given)
     console = rich.console.Console(stderr=True, quiet=quiet)
     with console.status("loading TensorFlow") as status:
         from model_export.exporter import build_export, export_model
         from model_export.model_files import open_model
 
         try:
-            keras_model = open_model(model, seed=plan_fields["seed"])
+            keras_model = open_model(model, seed=given["seed"])
             if out is None:
                 return build_export(keras_model, on_stage=status.update, **plan_fields)
             return export_model(keras_model, out_dir=out, on_stage=status.update, **plan_fields)

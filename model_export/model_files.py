@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from model_export.errors import UnreadableModel
 from model_export.zoo import ZOO
+from model_export.zoo_presets import ZOO_PREFIX
 
-__all__ = ["ZOO_PREFIX", "open_model"]
+__all__ = ["open_model"]
 
-ZOO_PREFIX: Final = "zoo:"
 _H5_SUFFIXES: Final = (".h5", ".hdf5")
 _KERAS_SUFFIX: Final = ".keras"
 

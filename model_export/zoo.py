@@ -1,4 +1,7 @@
-"""Models for demonstrations and tests, with initial weights that depend on the seed alone."""
+"""Models of usual sizes for edge devices, with initial weights that depend on the seed alone.
+
+``zoo_presets`` says what each is for and which plan suits it.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -6,7 +9,9 @@ from typing import Any, Final
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["ZOO", "digits_cnn", "digits_mlp", "mnist_cnn"]
+from model_export.gradient_features import SIDE, gradient_features
+
+__all__ = ["ZOO", "digits_cnn", "digits_mlp", "gru", "har", "head", "mlp", "mnist_cnn", "mobile"]
 
 _layers = tf.keras.layers
 
@@ -35,6 +40,14 @@ def digits_cnn(seed: int = 0) -> Any:
     return _seeded(model, seed)
 
 
+def mlp(seed: int = 0) -> Any:
+    """Two Dense layers for flat images of MNIST's size: x [784] in 0..1, 10 classes, 50 890 parameters."""
+    model = tf.keras.Sequential(
+        [_layers.InputLayer((784,)), _layers.Dense(64, activation="relu"), _layers.Dense(10)], name="mlp"
+    )
+    return _seeded(model, seed)
+
+
 def mnist_cnn(seed: int = 0) -> Any:
     """The classic MNIST net: x [28, 28, 1] in 0..1, 10 classes, 1 199 882 parameters, dropout 0.25 and 0.5."""
     model = tf.keras.Sequential(
@@ -54,25 +67,84 @@ def mnist_cnn(seed: int = 0) -> Any:
     return _seeded(model, seed)
 
 
+def mobile(seed: int = 0) -> Any:
+    """MobileNet's blocks (Howard et al. 2017, section 3.1), small: x [32, 32, 3] in 0..1, 10 classes.
+
+    GroupNormalization in place of BatchNormalization: no statistics to average over devices whose data differ.
+    """
+    x = inputs = tf.keras.Input((32, 32, 3))
+    x = _layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False)(x)
+    x = _normalized_relu(x)
+    for width, stride in ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1), (128, 1)):
+        x = _layers.SeparableConv2D(width, 3, strides=stride, padding="same", use_bias=False)(x)
+        x = _normalized_relu(x)
+    outputs = _layers.Dense(10)(_layers.GlobalAveragePooling2D()(x))
+    return _seeded(tf.keras.Model(inputs, outputs, name="mobile"), seed)
+
+
+def har(seed: int = 0) -> Any:
+    """Activities from motion sensors: x [128, 9] (2.56 s at 50 Hz, as in the UCI HAR data set), 6 classes."""
+    model = tf.keras.Sequential(
+        [
+            _layers.InputLayer((128, 9)),
+            _layers.Conv1D(32, 5, activation="relu"),
+            _layers.Conv1D(32, 5, activation="relu"),
+            _layers.MaxPooling1D(2),
+            _layers.Conv1D(64, 5, activation="relu"),
+            _layers.GlobalAveragePooling1D(),
+            _layers.Dropout(0.3),
+            _layers.Dense(6),
+        ],
+        name="har",
+    )
+    return _seeded(model, seed)
+
+
+def head(seed: int = 0) -> Any:
+    """A linear head on ``gradient_features``: x [28, 28, 1] in 0..1, 10 classes; its loss has one minimum."""
+    inputs = tf.keras.Input((SIDE, SIDE, 1))
+    outputs = _layers.Dense(10)(gradient_features(inputs))
+    return _seeded(tf.keras.Model(inputs, outputs, name="head"), seed)
+
+
+def gru(seed: int = 0) -> Any:
+    """A keyword spotter (Zhang et al. 2017, "Hello Edge", GRU at a stride of 40 ms): x [25, 10], 12 classes."""
+    model = tf.keras.Sequential([_layers.InputLayer((25, 10)), _layers.GRU(64), _layers.Dense(12)], name="gru")
+    return _seeded(model, seed)
+
+
 ZOO: Final[Mapping[str, Callable[[int], Any]]] = {
+    "cnn": mnist_cnn,
     "digits_cnn": digits_cnn,
     "digits_mlp": digits_mlp,
+    "gru": gru,
+    "har": har,
+    "head": head,
+    "mlp": mlp,
     "mnist_cnn": mnist_cnn,
+    "mobile": mobile,
 }
-"""Name -> builder, for the command line's ``zoo:NAME``."""
+"""Name -> builder, for the command line's ``zoo:NAME``; the same names as ``zoo_presets.ZOO_ENTRIES``."""
+
+
+def _normalized_relu(x: Any) -> Any:
+    return _layers.ReLU()(_layers.GroupNormalization(8)(x))
 
 
 def _seeded(model: Any, seed: int) -> Any:
-    """Glorot-uniform kernels (Glorot and Bengio 2010, equation 16) and zero biases, from numpy's PCG64."""
+    """Glorot-uniform kernels (Glorot and Bengio 2010, equation 16), unit scales, zero biases, from numpy's PCG64."""
     rng = np.random.default_rng(seed)
-    weights = []
     for weight in model.trainable_weights:
         shape = weight.shape.as_list()
-        if len(shape) == 1:
-            weights.append(np.zeros(shape, np.float32))
+        name = weight.name.rpartition("/")[2]
+        if name.startswith("gamma"):
+            weight.assign(np.ones(shape, np.float32))
             continue
-        receptive_field = int(np.prod(shape[:-2]))
-        limit = np.sqrt(6.0 / (receptive_field * (shape[-2] + shape[-1])))
-        weights.append(rng.uniform(-limit, limit, shape).astype(np.float32))
-    model.set_weights(weights)
+        if len(shape) == 1 or name.startswith("bias"):  # a GRU's bias has two axes
+            weight.assign(np.zeros(shape, np.float32))
+            continue
+        # A depthwise kernel [kh, kw, in, multiplier] reads one channel at a time.
+        num_in = 1 if name.startswith("depthwise") else shape[-2]
+        limit = np.sqrt(6.0 / (int(np.prod(shape[:-2])) * (num_in + shape[-1])))
+        weight.assign(rng.uniform(-limit, limit, shape).astype(np.float32))
     return model
