@@ -25,7 +25,8 @@ class ExamplesHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     num_examples: Annotated[int, msgspec.Meta(ge=1, lt=2**40)]
     x_dtype: Literal["float32", "uint8"]
     x_shape: Annotated[tuple[_Dim, ...], msgspec.Meta(min_length=1, max_length=7)]
-    y_dtype: Literal["int32", "int64", "uint8"] = "int32"
+    y_dtype: Literal["int32", "int64", "uint8", "float32"] = "int32"
+    y_shape: Annotated[tuple[_Dim, ...], msgspec.Meta(max_length=1)] = ()
     scale: float = 1.0
     x_file: _FileName = "x.bin"
     y_file: _FileName = "y.bin"
@@ -35,6 +36,8 @@ class ExamplesHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale != 0):
             raise ValueError("scale must be a number other than 0")
+        if self.y_shape and self.y_dtype != "float32":
+            raise ValueError("y_shape is for float32 labels; class numbers are one for each example")
 
 
 def read_header(directory: Path) -> ExamplesHeader:

@@ -5,11 +5,14 @@ A **directory** holds ``examples.json`` and two files of raw little-endian numbe
     {"format": 1, "num_examples": 600, "x_dtype": "uint8", "x_shape": [28, 28, 1], "y_dtype": "int32", "scale": 0.0039}
 
 - ``x.bin``: the inputs, [num_examples, *x_shape], ``float32`` or ``uint8``; multiplied by ``scale`` when used
-- ``y.bin``: the labels, [num_examples], ``int32``, ``int64`` or ``uint8``; 0 is the first class
+- ``y.bin``: the labels. Class numbers are [num_examples], ``int32``, ``int64`` or ``uint8``; 0 is the first class.
+  Other labels (numbers to predict, one-hot rows, several yes or no) are ``float32`` [num_examples, k] with
+  ``"y_shape": [k]``, or [num_examples] without
 - optional: ``x_file`` and ``y_file`` (other names in the same directory), ``x_sha256`` and ``y_sha256``
 
 They are memory-mapped: a set larger than memory is no trouble. A **CSV file** has a header row; the column ``label``,
-or the last one, is the label, all others are numbers. It is read whole at every round: import large ones.
+or the last one, is the class number, all others are numbers; or columns whose names begin with ``target`` are the label,
+as numbers. It is read whole at every round: import large ones.
 
 Writing replaces a directory as a whole: the header is written last and atomically and names new data files, so that
 whatever goes wrong (a full disk, a power cut) leaves the old examples in use.
@@ -48,7 +51,7 @@ def open_examples(path: Path) -> ArrayExamples:
     if path.is_dir():
         header = read_header(path)
         x = _map_array(path / header.x_file, header.x_dtype, (header.num_examples, *header.x_shape))
-        y = _map_array(path / header.y_file, header.y_dtype, (header.num_examples,))
+        y = _map_array(path / header.y_file, header.y_dtype, (header.num_examples, *header.y_shape))
         return ArrayExamples(x=x, y=y, scale=header.scale)
     if not path.exists():
         raise DataNotFound(
@@ -65,7 +68,7 @@ def write_examples(target: Path, *, x: npt.NDArray[Any], y: npt.NDArray[Any], sc
     Args:
         target: The directory; made if it is not there.
         x: [n, ...] inputs; uint8 stays uint8, everything else becomes float32.
-        y: [n] integer labels, 0 to 2**31 - 1.
+        y: [n] class numbers, integer, 0 to 2**31 - 1; or [n] or [n, k] numbers, which become float32.
         scale: Inputs are multiplied by this when used.
 
     Returns:
@@ -83,11 +86,14 @@ def write_examples(target: Path, *, x: npt.NDArray[Any], y: npt.NDArray[Any], sc
         remove_parts(target)
         old_files = _old_files(target)
         x_file, x_sha256 = _write_array(target, "x", x, x_dtype)
-        y_file, y_sha256 = _write_array(target, "y", y, "int32")
+        y_dtype = "int32" if np.issubdtype(y.dtype, np.integer) and y.ndim == 1 else "float32"
+        y_file, y_sha256 = _write_array(target, "y", y, y_dtype)
         header = ExamplesHeader(
             num_examples=len(y),
             x_dtype=x_dtype,  # type: ignore[arg-type]  # one of the two literals, by the line above
             x_shape=tuple(x.shape[1:]),
+            y_dtype=y_dtype,  # type: ignore[arg-type]  # likewise
+            y_shape=tuple(y.shape[1:]),
             scale=scale,
             x_file=x_file,
             y_file=y_file,
@@ -103,7 +109,7 @@ def write_examples(target: Path, *, x: npt.NDArray[Any], y: npt.NDArray[Any], sc
 
 
 def verify_examples(path: Path) -> None:
-    """Reads everything once: hashes if the header names them, and that all inputs are finite.
+    """Reads everything once: hashes if the header names them, and that all inputs and labels are finite.
 
     Raises:
         DataError: As ``open_examples``; or damaged, or not finite.
@@ -118,6 +124,8 @@ def verify_examples(path: Path) -> None:
         indices = np.arange(start, min(start + _CHUNK, examples.num_examples), dtype=np.int64)
         if not np.isfinite(examples.inputs(indices)).all():
             raise DataFormatError(f"{path}: an input among examples {start} to {indices[-1]} is NaN or infinite")
+        if not np.isfinite(examples.labels[indices]).all():
+            raise DataFormatError(f"{path}: a label among examples {start} to {indices[-1]} is NaN or infinite")
 
 
 def _file_sha256(path: Path) -> str:
@@ -145,16 +153,22 @@ def check_arrays(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
     """Refuses arrays that are no examples; values are checked when they are written.
 
     Raises:
-        DataFormatError: Not numbers, not of the same length, or labels that are no class numbers.
+        DataFormatError: Not numbers, not of the same length, or class numbers below 0 or too large.
     """
-    if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1 or len(y) == 0:
-        raise DataFormatError(f"labels must be a vector of class numbers, not {y.dtype} {y.shape}")
-    if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer)):
+    if not _are_numbers(y) or y.ndim not in (1, 2) or 0 in y.shape:
+        raise DataFormatError(f"labels must be class numbers [n] or numbers [n, k], not {y.dtype} {y.shape}")
+    if not _are_numbers(x):
         raise DataFormatError(f"inputs must be numbers, not {x.dtype}")
     if x.ndim < 2 or len(x) != len(y) or 0 in x.shape:  # noqa: PLR2004 - at least [n, features]
         raise DataFormatError(f"inputs {x.shape} and labels {y.shape} do not belong together; is a shape missing?")
+    if y.ndim > 1 or np.issubdtype(y.dtype, np.floating):
+        return
     if int(y.min()) < 0 or int(y.max()) > np.iinfo(np.int32).max:
         raise DataFormatError(f"labels run from {y.min()} to {y.max()}; they must be class numbers from 0")
+
+
+def _are_numbers(array: npt.NDArray[Any]) -> bool:
+    return np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)
 
 
 def _check_target(target: Path) -> None:
@@ -191,7 +205,7 @@ def _chunks(values: npt.NDArray[Any], dtype: str) -> Iterator[bytes]:
         with np.errstate(over="ignore"):
             converted = chunk.astype(little_endian)
         if np.issubdtype(little_endian, np.floating) and not np.isfinite(converted).all():
-            raise DataFormatError(f"an input among examples {start} to {start + len(chunk) - 1} is NaN or infinite")
+            raise DataFormatError(f"a number of examples {start} to {start + len(chunk) - 1} is NaN or infinite")
         yield converted.tobytes()
 
 

@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from edge_client.csv_examples import read_csv_examples
 from edge_client.errors import DataFormatError, DataNotFound
+from edge_client.labels import Labels
 
 __all__ = ["read_array", "read_csv_arrays", "shaped"]
 
 
-def read_csv_arrays(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Inputs [n, columns - 1] and labels [n] of a CSV file; see ``example_store`` for its layout.
+def read_csv_arrays(path: Path) -> tuple[npt.NDArray[np.float32], Labels]:
+    """Inputs [n, columns - 1] and labels [n] (or [n, k] numbers) of a CSV file; see ``example_store`` for its layout.
 
     Raises:
         DataNotFound: There is no such file.

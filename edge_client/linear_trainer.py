@@ -72,7 +72,7 @@ class LinearTrainer:
         """Trains from the job's checkpoint.
 
         Raises:
-            ContractViolation: The plan's weights are not a kernel [d, c] and a bias [c].
+            ContractViolation: The plan's loss is another, or its weights are not a kernel [d, c] and a bias [c].
             DataError: The examples are too few or do not fit the plan.
             NonFiniteUpdate: Training diverged.
         """
@@ -87,6 +87,11 @@ class _SoftmaxRegression:
     """Weights and optimizer of one job."""
 
     def __init__(self, plan: TrainingPlan) -> None:
+        if plan.loss != "sparse_categorical_crossentropy":
+            raise ContractViolation(
+                f"the linear trainer knows softmax regression on class numbers alone, not the loss {plan.loss}; "
+                "set training.trainer to litert"
+            )
         if plan.weights != linear_weights(input_shape=plan.input_shape, num_classes=plan.num_classes):
             raise ContractViolation(
                 f"the linear trainer needs weights [{math.prod(plan.input_shape)}, {plan.num_classes}] and "
@@ -103,13 +108,15 @@ class _SoftmaxRegression:
     def train_step(self, batch: Batch) -> StepSums:
         kernel, bias = self._weights
         x = batch.x.reshape(len(batch.y), -1)
-        sums, *gradients = softmax_loss_and_gradients(kernel, bias, x, batch.y)
+        sums, *gradients = softmax_loss_and_gradients(kernel, bias, x, np.asarray(batch.y, np.int32))
         self._weights = self._optimizer.step(self._weights, gradients)
         return sums
 
     def evaluate_step(self, batch: Batch) -> StepSums:
         kernel, bias = self._weights
-        return softmax_loss_and_gradients(kernel, bias, batch.x.reshape(len(batch.y), -1), batch.y)[0]
+        return softmax_loss_and_gradients(
+            kernel, bias, batch.x.reshape(len(batch.y), -1), np.asarray(batch.y, np.int32)
+        )[0]
 
     def save(self) -> Tensors:
         return self._weights

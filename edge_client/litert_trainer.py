@@ -15,6 +15,7 @@ from edge_client.errors import ContractViolation
 from edge_client.local_training import Batch, StepSums, evaluate_locally, train_locally
 from edge_client.training import Examples, TrainingJob, TrainingResult
 from wire_protocol.model_contract import (
+    ABSOLUTE_ERROR_SUM,
     DROPOUT_TICKET,
     EVALUATE,
     EXAMPLE_WEIGHT,
@@ -30,7 +31,7 @@ from wire_protocol.model_contract import (
     X,
     weight_name,
 )
-from wire_protocol.plan import TrainingPlan
+from wire_protocol.plan import REGRESSION_LOSSES, TrainingPlan
 from wire_protocol.tensors import Tensors
 
 __all__ = ["LiteRtTrainer", "check_contract"]
@@ -138,7 +139,7 @@ def _expected(plan: TrainingPlan) -> dict[str, tuple[dict[str, _Spec], dict[str,
     size = plan.batch_size
     batch: dict[str, _Spec] = {
         X: ((size, *plan.input_shape), "float32"),
-        LABEL: ((size,), "int32"),
+        LABEL: ((size, *plan.label_shape), plan.label_dtype),
         EXAMPLE_WEIGHT: ((size,), "float32"),
     }
     train: dict[str, _Spec] = {**batch, LEARNING_RATE: ((1,), "float32")}
@@ -146,7 +147,8 @@ def _expected(plan: TrainingPlan) -> dict[str, tuple[dict[str, _Spec], dict[str,
         train[PROXIMAL_MU] = ((1,), "float32")
     if plan.has_dropout:
         train[DROPOUT_TICKET] = ((size,), "int32")
-    sums: dict[str, _Spec] = dict.fromkeys(_SUMS, ((1,), "float32"))
+    measured = (*_SUMS, ABSOLUTE_ERROR_SUM) if plan.loss in REGRESSION_LOSSES else _SUMS
+    sums: dict[str, _Spec] = dict.fromkeys(measured, ((1,), "float32"))
     weights: dict[str, _Spec] = {
         weight_name(index): (spec.shape, spec.dtype) for index, spec in enumerate(plan.weights)
     }

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.errors import NonFiniteUpdate
+from edge_client.labels import Labels, labels_for
 from edge_client.model_delta import compute_model_delta
 from edge_client.training import Examples, TrainingJob, TrainingResult, check_examples
 from wire_protocol.local_order import local_steps
@@ -25,8 +26,8 @@ class Batch:
 
     x: npt.NDArray[np.float32]
     """[n, *plan.input_shape]"""
-    y: npt.NDArray[np.int32]
-    """[n]"""
+    y: Labels
+    """As the plan has them: int32 [n], or float32 [n, k]."""
     tickets: npt.NDArray[np.int32]
     """[n] dropout tickets; zeros in an evaluation."""
 
@@ -98,7 +99,7 @@ def _batch(
     job: TrainingJob, examples: Examples, indices: npt.NDArray[np.int64], tickets: npt.NDArray[np.int32]
 ) -> Batch:
     x = examples.inputs(indices).reshape(len(indices), *job.plan.input_shape)
-    return Batch(x=x, y=examples.labels[indices], tickets=tickets)
+    return Batch(x=x, y=labels_for(job.plan, examples.labels[indices]), tickets=tickets)
 
 
 def _result(

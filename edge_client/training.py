@@ -15,6 +15,7 @@ from edge_client.errors import (
     StorageError,
     TooFewExamples,
 )
+from edge_client.labels import Labels, check_labels
 from wire_protocol.messages import Metrics, RoundKind, WithdrawalReason
 from wire_protocol.plan import TrainingPlan
 from wire_protocol.tensors import Tensors, encode_tensors
@@ -87,8 +88,8 @@ class Examples(Protocol):
         """Shape of one stored input; its number of elements must be the plan's."""
 
     @property
-    def labels(self) -> npt.NDArray[np.int32]:
-        """[num_examples] the label of each example."""
+    def labels(self) -> Labels:
+        """The label of each example: class numbers int32 [num_examples], or numbers float32 [num_examples, k]."""
 
     def inputs(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """[len(indices), *input_shape] the inputs at these positions, scaled and copied."""
@@ -99,22 +100,27 @@ class ArrayExamples:
 
     Args:
         x: [n, ...] inputs, float32 or uint8.
-        y: [n] integer labels.
+        y: [n] class numbers, integer; or [n] or [n, k] numbers.
         scale: Inputs are multiplied by this (1/255 for images kept as bytes).
 
     Raises:
-        ExampleMismatch: ``x`` and ``y`` are not of the same length, or ``y`` is no vector of integers.
+        ExampleMismatch: ``x`` and ``y`` are not of the same length, or ``y`` is no vector or table of numbers.
     """
 
     def __init__(
-        self, *, x: npt.NDArray[np.float32] | npt.NDArray[np.uint8], y: npt.NDArray[np.integer[Any]], scale: float = 1.0
+        self, *, x: npt.NDArray[np.float32] | npt.NDArray[np.uint8], y: npt.NDArray[Any], scale: float = 1.0
     ) -> None:
-        if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-            raise ExampleMismatch(f"labels must be a vector of integers, not {y.dtype} {y.shape}")
+        if y.ndim not in (1, 2) or not (np.issubdtype(y.dtype, np.integer) or np.issubdtype(y.dtype, np.floating)):
+            raise ExampleMismatch(f"labels must be class numbers [n] or numbers [n, k], not {y.dtype} {y.shape}")
         if x.ndim < 2 or len(x) != len(y):  # noqa: PLR2004 - at least [n, features]
             raise ExampleMismatch(f"inputs {x.shape} and labels {y.shape} do not belong together")
         self._x = x
-        self._labels: npt.NDArray[np.int32] = np.asarray(y).astype(np.int32, copy=False)
+        is_classes = y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
+        self._labels: Labels = (
+            np.asarray(y).astype(np.int32, copy=False)
+            if is_classes
+            else np.asarray(y).astype(np.float32, copy=False).reshape(len(y), -1)
+        )
         self._scale = np.float32(scale)
 
     @property
@@ -128,8 +134,8 @@ class ArrayExamples:
         return tuple(self._x.shape[1:])
 
     @property
-    def labels(self) -> npt.NDArray[np.int32]:
-        """[num_examples] the label of each example."""
+    def labels(self) -> Labels:
+        """The label of each example: class numbers int32 [num_examples], or numbers float32 [num_examples, k]."""
         return self._labels
 
     def inputs(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -158,15 +164,13 @@ def check_examples(plan: TrainingPlan, examples: Examples) -> None:
 
     Raises:
         TooFewExamples: Fewer than ``plan.min_examples``.
-        ExampleMismatch: Another number of features, or a label outside 0 .. num_classes - 1.
+        ExampleMismatch: Another number of features, or labels that the plan's loss cannot take.
     """
     if examples.num_examples < plan.min_examples:
         raise TooFewExamples(f"{examples.num_examples} local examples; the plan asks for {plan.min_examples}")
     if math.prod(examples.input_shape) != math.prod(plan.input_shape):
         raise ExampleMismatch(f"local inputs are {examples.input_shape}; the model takes {plan.input_shape}")
-    low, high = int(examples.labels.min()), int(examples.labels.max())
-    if low < 0 or high >= plan.num_classes:
-        raise ExampleMismatch(f"local labels run from {low} to {high}; the model knows 0 to {plan.num_classes - 1}")
+    check_labels(plan, examples.labels)
 
 
 def withdrawal_reason(error: Exception) -> WithdrawalReason:

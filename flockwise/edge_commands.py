@@ -194,15 +194,17 @@ def show_config(config_path: Path | None, *, as_json: bool) -> None:
 @click.option(
     "--dtype", type=click.Choice(["uint8", "int16", "int32", "float32", "float64"]), help="Numbers in raw inputs."
 )
-@click.option("--labels-dtype", type=click.Choice(["uint8", "int32", "int64"]), help="Numbers in raw labels.")
+@click.option(
+    "--labels-dtype", type=click.Choice(["uint8", "int32", "int64", "float32"]), help="Numbers in raw labels."
+)
 @_json_option
 @_dry_run_option
 @_errors_in_one_line
 def import_data(**options: Any) -> None:
     """Import examples from a CSV file, or from .npy or raw arrays, into a directory that the daemon can use.
 
-    A CSV file needs a header row; the column 'label', or else the last one, is the label. If anything goes wrong,
-    the examples that were there before stay.
+    A CSV file needs a header row; the column 'label', or else the last one, is the class number; or columns whose
+    names begin with 'target' are numbers to predict. If anything goes wrong, the examples that were there before stay.
 
     Exit codes: 0 imported, 1 the source or the target is not usable, 2 wrong usage.
 

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 import msgspec
@@ -10,12 +10,14 @@ import rich.console
 import rich.table
 
 from flockwise.zoo_listing import print_zoo
+from wire_protocol.plan import LossName
 
 __all__ = ["export"]
 
 _EXIT_USAGE = 2
 _EXIT_UNSUPPORTED = 3
 _EXIT_PARITY = 4
+_OF_THE_LOSS = ("loss", "huber_delta")
 
 
 @click.command(
@@ -30,6 +32,12 @@ _EXIT_PARITY = 4
 @click.option("--nesterov", is_flag=True, default=None, help="Nesterov's momentum.")
 @click.option("--weight-decay", type=float, help="Of adamw, decoupled. [default: 0]")
 @click.option("--proximal-mu", type=float, help="FedProx's term; 0 leaves it out. [default: 0]")
+@click.option(
+    "--loss",
+    type=click.Choice(get_args(LossName)),
+    help="What to minimise. [default: what MODEL was compiled with, or else sparse_categorical_crossentropy]",
+)
+@click.option("--huber-delta", type=float, help="Of --loss huber: where it becomes linear. [default: 1]")
 @click.option("--epochs", "num_epochs", type=click.IntRange(1, 1000), help="Local passes per round. [default: 1]")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of batch order, dropout, zoo weights."
@@ -69,6 +77,8 @@ def export(
         raise click.UsageError("name a model: a .keras or .h5 file, or zoo:NAME (--list-zoo lists them)")
     if out is None and not dry_run:
         raise click.UsageError("name a directory with --out, or use --dry-run")
+    if options["huber_delta"] is not None and options["loss"] != "huber":
+        raise click.UsageError("--huber-delta belongs to --loss huber")
     result = _export(model, out=None if dry_run else out, quiet=as_json, given={"seed": seed, **options})
     if as_json:
         click.echo(msgspec.json.encode(_summary(result, None if dry_run else out)).decode())
@@ -83,7 +93,7 @@ def _export(model: str, *, out: pathlib.Path | None, quiet: bool, given: dict[st
     from model_export.zoo_presets import fields_for
     from wire_protocol.errors import MalformedMessage
 
-    plan_fields = fields_for(model, given)
+    plan_fields = fields_for(model, {name: value for name, value in given.items() if name not in _OF_THE_LOSS})
     console = rich.console.Console(stderr=True, quiet=quiet)
     with console.status("loading TensorFlow") as status:
         from model_export.exporter import build_export, export_model
@@ -91,15 +101,23 @@ def _export(model: str, *, out: pathlib.Path | None, quiet: bool, given: dict[st
 
         try:
             keras_model = open_model(model, seed=given["seed"])
+            loss = _loss(given["loss"], given["huber_delta"])
             if out is None:
-                return build_export(keras_model, on_stage=status.update, **plan_fields)
-            return export_model(keras_model, out_dir=out, on_stage=status.update, **plan_fields)
+                return build_export(keras_model, loss=loss, on_stage=status.update, **plan_fields)
+            return export_model(keras_model, out_dir=out, loss=loss, on_stage=status.update, **plan_fields)
         except (UnreadableModel, NotABundle, MalformedMessage) as error:
             _fail(error, _EXIT_USAGE)
         except ParityRefused as error:
             _fail(error, _EXIT_PARITY)
         except ExportError as error:
             _fail(error, _EXIT_UNSUPPORTED)
+
+
+def _loss(name: LossName | None, huber_delta: float | None) -> Any:
+    """The loss that was asked for; ``None``: the model's own."""
+    from model_export.loss_spec import LossSpec
+
+    return None if name is None else LossSpec(name=name, huber_delta=1.0 if huber_delta is None else huber_delta)
 
 
 def _fail(error: Exception, exit_code: int) -> NoReturn:
@@ -121,6 +139,7 @@ def _print_result(result: Any, out: pathlib.Path | None) -> None:
     rows = {
         "model.tflite": f"{certificate.model_bytes:,} bytes, {sum(certificate.op_counts.values())} builtin ops",
         "initial.safetensors": f"{certificate.checkpoint_bytes:,} bytes, {certificate.num_parameters:,} parameters",
+        "loss": f"{certificate.loss}, read from the {certificate.loss_reads}",
         "steps compared with Keras": str(certificate.num_steps_compared),
         "largest loss error": f"{certificate.max_loss_error:.2g} (allowed {certificate.tolerances.loss:.0e})",
         "largest gradient error": f"{certificate.max_gradient_error:.2g} (allowed {certificate.tolerances.gradient:.0e})",

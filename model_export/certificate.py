@@ -1,10 +1,14 @@
 """The parity certificate: what was exported, and how far it is from Keras."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["Certificate", "CheckedCase", "Tolerances", "decode_certificate", "encode_certificate"]
+from wire_protocol.plan import LossName
+
+__all__ = ["Certificate", "CheckedCase", "LossReads", "Tolerances", "decode_certificate", "encode_certificate"]
+
+LossReads: TypeAlias = Literal["logits", "logits before the final softmax", "logits before the final sigmoid", "output"]
 
 
 class Tolerances(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,7 +29,8 @@ class CheckedCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_steps: int
     """Optimizer steps between equal weights and the comparison of weights."""
     loss_error: float
-    """Largest difference of the mean losses of ``train`` and ``evaluate``, relative to max(1, loss)."""
+    """Largest difference of the mean losses of ``train`` and ``evaluate`` (of a regression also of ``evaluate``'s mean
+    absolute error), relative to max(1, loss)."""
     gradient_error: float
     """Largest difference in any gradient tensor, relative to that tensor's largest value (but to no less than a
     thousandth of the model's)."""
@@ -50,8 +55,10 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_parameters: int
     op_counts: dict[str, int]
     """TFLite builtin op -> how often it occurs, over all signatures. No Flex and no custom op."""
-    loss_reads: Literal["logits", "logits before the final softmax"]
-    """Where the loss is read from. Keras itself reads it before a final softmax, where nothing is clipped."""
+    loss: LossName
+    loss_reads: LossReads
+    """Where the loss is read from. Keras itself reads a cross-entropy before a final softmax or sigmoid, where nothing
+    is clipped."""
     tolerances: Tolerances
     cases: tuple[CheckedCase, ...]
     num_steps_compared: int

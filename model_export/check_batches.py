@@ -6,7 +6,7 @@ than the batch holds; the padding carries garbage, to prove that weight 0 hides 
 """
 
 import dataclasses
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,8 @@ class CheckBatch:
 
     x: npt.NDArray[np.float32]
     """[B, ...]."""
-    labels: npt.NDArray[np.int32]
-    """[B]."""
+    labels: npt.NDArray[Any]
+    """int32 [B] class numbers, or float32 [B, k], as the loss wants them."""
     tickets: npt.NDArray[np.int32]
     """[B] dropout tickets."""
     num_examples: int
@@ -61,10 +61,23 @@ def draw_batch(kind: BatchKind, graph: ModelGraph, batch_size: int, rng: np.rand
     repeated = np.arange(batch_size) % count
     return CheckBatch(
         x=draw(graph, count, rng)[repeated],
-        labels=rng.integers(0, graph.num_classes, count).astype(np.int32)[repeated],
+        labels=_labels(graph, count, rng)[repeated],
         tickets=rng.integers(0, 2**31, count).astype(np.int32)[repeated],
         num_examples=max(1, batch_size * 3 // 4) if kind == "partial" else batch_size,
     )
+
+
+def _labels(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    shape = (count, graph.num_classes)
+    if graph.loss.is_regression:
+        return rng.standard_normal(shape).astype(np.float32)
+    if graph.loss.name == "binary_crossentropy":
+        return rng.integers(0, 2, shape).astype(np.float32)
+    classes = rng.integers(0, graph.num_classes, count).astype(np.int32)
+    if graph.loss.name == "sparse_categorical_crossentropy":
+        return classes
+    one_hot: npt.NDArray[np.float32] = np.eye(graph.num_classes, dtype=np.float32)[classes]
+    return one_hot
 
 
 def _random_examples(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:

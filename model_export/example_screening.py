@@ -84,11 +84,11 @@ def _has_jumped(base: npt.NDArray[np.float32], moved: npt.NDArray[np.float32]) -
 
 def _replace(batch: CheckBatch, fresh: CheckBatch, where: npt.NDArray[np.bool_]) -> CheckBatch:
     """``batch`` with the examples at ``where`` taken from ``fresh``."""
-    x = batch.x.copy()
-    x[where] = fresh.x[where]
+    x, labels = batch.x.copy(), batch.labels.copy()
+    x[where], labels[where] = fresh.x[where], fresh.labels[where]
     return dataclasses.replace(
         batch,
         x=x,
-        labels=np.where(where, fresh.labels, batch.labels),
+        labels=labels,
         tickets=np.where(where, fresh.tickets, batch.tickets),
     )

@@ -10,11 +10,12 @@ from typing import Any, Unpack
 import numpy as np
 
 from model_export.bundle import Bundle, refuse_other_files, write_bundle
-from model_export.certificate import Certificate, Tolerances, encode_certificate
+from model_export.certificate import Certificate, LossReads, Tolerances, encode_certificate
 from model_export.conversion import convert, count_ops
 from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
 from model_export.lite_model import LiteModel
+from model_export.loss_spec import LossSpec
 from model_export.operations import ModelGraph
 from model_export.parity import (
     GRADIENT_PROBE_LEARNING_RATE,
@@ -47,6 +48,7 @@ def export_model(
     model: Any,
     *,
     out_dir: pathlib.Path,
+    loss: LossSpec | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
     tolerances: Tolerances | None = None,
     **plan_fields: Unpack[PlanFields],
@@ -54,8 +56,10 @@ def export_model(
     """Exports a Keras model as a bundle: model file, plan, initial checkpoint, parity certificate.
 
     Args:
-        model: A Keras classifier, Sequential or functional.
+        model: A Keras model, Sequential or functional.
         out_dir: Where to write; an earlier bundle there is replaced.
+        loss: What to train on; if not given, what the model was compiled with, or else sparse categorical
+            cross-entropy.
         on_stage: Called with the name of each stage as it begins.
         tolerances: How far LiteRT may be from Keras; the defaults of ``Tolerances`` if not given.
         **plan_fields: ``batch_size`` and ``learning_rate``, and optionally the other fields of ``PlanFields``; see
@@ -69,7 +73,7 @@ def export_model(
         MalformedMessage: A plan field is out of its range (``wire_protocol.errors``).
     """
     refuse_other_files(out_dir)
-    result = build_export(model, on_stage=on_stage, tolerances=tolerances, **plan_fields)
+    result = build_export(model, loss=loss, on_stage=on_stage, tolerances=tolerances, **plan_fields)
     on_stage("writing the bundle")
     write_bundle(result.bundle, out_dir)
     return result
@@ -78,13 +82,14 @@ def export_model(
 def build_export(
     model: Any,
     *,
+    loss: LossSpec | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
     tolerances: Tolerances | None = None,
     **plan_fields: Unpack[PlanFields],
 ) -> ExportResult:
     """Does everything that ``export_model`` does but write; arguments and errors are the same."""
     on_stage("reading the model")
-    graph = read_graph(model)
+    graph = read_graph(model, loss)
     plan = plan_for_graph(graph, **plan_fields)
     initial = tuple(weight.numpy().astype(np.float32) for weight in model.trainable_weights)
     on_stage("converting to TFLite")
@@ -102,6 +107,14 @@ def _gradient_probe(file: bytes, graph: ModelGraph, plan: TrainingPlan) -> LiteM
     if shows_gradients(plan):
         return LiteModel(file)
     return LiteModel(convert(TrainStep(graph, plain_sgd_twin(plan))))
+
+
+def _what_the_loss_reads(graph: ModelGraph) -> LossReads:
+    if graph.loss.is_regression:
+        return "output"
+    if graph.output_activation is None:
+        return "logits"
+    return "logits before the final softmax" if graph.ends_in_softmax else "logits before the final sigmoid"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +138,8 @@ def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances)
         checkpoint_bytes=len(checkpoint),
         num_parameters=plan.num_parameters,
         op_counts=count_ops(file),
-        loss_reads="logits before the final softmax" if converted.graph.ends_in_softmax else "logits",
+        loss=plan.loss,
+        loss_reads=_what_the_loss_reads(converted.graph),
         tolerances=tolerances,
         cases=report.cases,
         num_steps_compared=sum(case.num_steps for case in report.cases),

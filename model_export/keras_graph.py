@@ -5,8 +5,10 @@ from typing import Any
 import tensorflow as tf
 
 from model_export.errors import UnsupportedModel
+from model_export.keras_loss import check_ending, compiled_loss
 from model_export.layer_operations import DepthwiseConv2D, GlobalMaxPool, UpSample
 from model_export.layer_rules import LayerReading, operations_of_layer
+from model_export.loss_spec import LossSpec
 from model_export.operations import (
     Activation,
     Dropout,
@@ -22,25 +24,35 @@ from model_export.rule_parts import refuse
 __all__ = ["read_graph"]
 
 
-def read_graph(model: Any) -> ModelGraph:
+def read_graph(model: Any, loss: LossSpec | None = None) -> ModelGraph:
     """Reads a Sequential or functional model.
 
     Args:
         model: A built ``tf.keras.Model`` of one input and one output [batch, num_classes].
+        loss: What to train it on; if not given, what it was compiled with, or else sparse categorical cross-entropy.
 
     Raises:
-        UnsupportedModel: Not such a model, or was compiled with another loss.
+        UnsupportedModel: Not such a model, or its loss is not supported or does not fit its output.
         UnsupportedLayer: A layer has no lowering.
     """
     _check_whole_model(model)
-    graph = _Reader(model).read()
-    shape = graph.nodes[-1].shape
-    if len(shape) != 1 or shape[0] < 2:  # noqa: PLR2004 - a classifier has at least two classes
-        raise UnsupportedModel(f"the model's output for one example has shape {shape}; expected (num_classes,)")
+    compiled = compiled_loss(model) if loss is None else None
+    spec, from_logits = compiled or (loss or LossSpec(), None)
+    graph = _Reader(model).read(spec)
+    _check_output(graph, is_default=loss is None and compiled is None)
     if not graph.weight_shapes:
         raise UnsupportedModel("the model has no weights to train")
-    _check_compiled_loss(model, graph)
+    check_ending(graph, from_logits=from_logits)
     return graph
+
+
+def _check_output(graph: ModelGraph, *, is_default: bool) -> None:
+    shape = graph.nodes[-1].shape
+    if len(shape) != 1:
+        raise UnsupportedModel(f"the model's output for one example has shape {shape}; expected (num_classes,)")
+    if graph.loss.is_of_classes and shape[0] < 2:  # noqa: PLR2004 - a classifier has at least two classes
+        remedy = "; name its loss (--loss) or compile the model with it" if is_default else ""
+        raise UnsupportedModel(f"the model has one output; {graph.loss.name} needs one for each class{remedy}")
 
 
 class _Reader:
@@ -54,16 +66,18 @@ class _Reader:
         self._node_of_tensor: dict[tuple[int, int], int] = {}
         self._num_dropouts = 0
 
-    def read(self) -> ModelGraph:
+    def read(self, loss: LossSpec) -> ModelGraph:
         """Reads the whole model."""
         source = self._model.inputs[0]
         self._append(Input(), (), source.shape[1:])
         self._node_of_tensor[_key(source)] = 0
         last = self._visit(self._model.outputs[0])
-        is_softmax = self._nodes[last].operation == Activation(name="softmax")
+        ends_in = self._nodes[last].operation
+        is_unread = isinstance(ends_in, Activation) and ends_in.name == loss.logit_activation
         return ModelGraph(
             nodes=tuple(self._nodes),
-            logits=self._nodes[last].inputs[0] if is_softmax else last,
+            logits=self._nodes[last].inputs[0] if is_unread else last,
+            loss=loss,
             weight_shapes=tuple(tuple(weight.shape.as_list()) for weight in self._model.trainable_weights),
             weight_names=tuple(weight.name for weight in self._model.trainable_weights),
             frozen_weights=tuple(weight.numpy() for weight in self._model.non_trainable_weights),
@@ -136,17 +150,3 @@ def _check_whole_model(model: Any) -> None:
         raise UnsupportedModel(f"{len(model.inputs)} inputs and {len(model.outputs)} outputs; one of each is supported")
     if model.inputs[0].dtype != tf.float32:
         raise UnsupportedModel(f"the input is {model.inputs[0].dtype.name}; only float32 is supported")
-
-
-def _check_compiled_loss(model: Any, graph: ModelGraph) -> None:
-    """A model compiled for another loss would be trained by its owner towards something else."""
-    loss = getattr(model, "loss", None)
-    if loss is None:
-        return
-    name = loss if isinstance(loss, str) else type(loss).__name__
-    if name not in ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"):
-        raise UnsupportedModel(f"compiled with loss {name!r}; only sparse categorical cross-entropy is supported")
-    from_logits = False if isinstance(loss, str) else loss.get_config()["from_logits"]
-    if from_logits == graph.ends_in_softmax:
-        ending = "ends in softmax" if graph.ends_in_softmax else "does not end in softmax"
-        raise UnsupportedModel(f"the model {ending}, but its loss was compiled with from_logits={from_logits}")

@@ -3,8 +3,8 @@
 The reference is a clone of the model made of Keras's own layers, run and differentiated by TensorFlow in a
 ``tf.function``, as ``fit`` does; none of the lowerings is used. Only Dropout is replaced, by a layer that multiplies
 with the masks of ``dropout_mask_array``: Keras's own masks come from a random-number op that no TFLite file can match.
-For a model that ends in softmax Keras reads the loss from the logits (``keras.backend.sparse_categorical_crossentropy``
-finds the softmax op behind the output), so nothing is clipped at 1e-7; the exported file does the same.
+For a model that ends in softmax or sigmoid Keras reads a cross-entropy from the logits (the functions of
+``keras.backend`` find the op behind the output), so nothing is clipped at 1e-7; the exported file does the same.
 """
 
 import math
@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from model_export.check_batches import CheckBatch
 from model_export.dropout import dropout_mask_array
+from model_export.keras_loss import keras_absolute_errors, keras_loss, keras_share_correct
 from model_export.operations import ModelGraph
 from wire_protocol.plan import TrainingPlan
 
@@ -49,11 +50,10 @@ class KerasReference:
         for mine, given in zip(self._model.non_trainable_weights, model.non_trainable_weights, strict=True):
             mine.assign(given)
         self._dropouts = [self._model.get_layer(dropout.layer_name) for dropout in graph.dropouts]
-        self._loss = tf.keras.losses.SparseCategoricalCrossentropy(
-            from_logits=not graph.ends_in_softmax, reduction=tf.keras.losses.Reduction.SUM
-        )
+        self._loss = keras_loss(graph, tf.keras.losses.Reduction.SUM)
         x = tf.TensorSpec([None, *graph.input_shape], tf.float32)
-        labels = tf.TensorSpec([None], tf.int32)
+        is_sparse = graph.loss.name == "sparse_categorical_crossentropy"
+        labels = tf.TensorSpec([None], tf.int32) if is_sparse else tf.TensorSpec([None, graph.num_classes], tf.float32)
         masks = [tf.TensorSpec([None, *node.shape], tf.float32) for node in graph.dropout_nodes]
         self._gradients = tf.function(self._loss_and_gradients, input_signature=[x, labels, masks])
         self._input_gradients = tf.function(self._gradients_of_inputs, input_signature=[x, labels, masks])
@@ -89,8 +89,13 @@ class KerasReference:
     def evaluate(self, batch: CheckBatch) -> tuple[float, float, npt.NDArray[np.float32]]:
         """Sum of losses, number of right answers and outputs, without dropout; ``batch`` without padding."""
         loss_sum, output = self._predict(batch.x, batch.labels)
-        num_correct = float((np.argmax(output.numpy(), -1) == batch.labels).sum())
+        num_correct = float(keras_share_correct(self._graph, batch.labels, output.numpy()).sum())
         return float(loss_sum), num_correct, output.numpy()
+
+    def absolute_error_sum(self, batch: CheckBatch) -> float:
+        """Sum of the examples' mean absolute errors, without dropout; 0 unless it is a regression."""
+        output = self._predict(batch.x, batch.labels)[1].numpy()
+        return float(keras_absolute_errors(self._graph, batch.labels, output).sum())
 
     def train(self, batches: Sequence[CheckBatch], plan: TrainingPlan) -> _Weights:
         """The weights after one step of the plan's ``tf.keras.optimizers`` per batch, from fresh slots."""

@@ -29,6 +29,8 @@ class LiteModel:
         self._runners: dict[str, Any] = {
             name: self._interpreter.get_signature_runner(name) for name in contract.SIGNATURES
         }
+        self.absolute_error_sum = 0.0
+        """Of the batch that was trained or evaluated last; 0 for a file that gives none."""
 
     def input_ranks(self) -> dict[str, dict[str, int]]:
         """Rank of every input of every signature."""
@@ -55,24 +57,25 @@ class LiteModel:
             inputs[contract.PROXIMAL_MU] = np.array([proximal_mu], np.float32)
         if contract.DROPOUT_TICKET in taken:
             inputs[contract.DROPOUT_TICKET] = batch.tickets
-        return _figures(self._runners[contract.TRAIN](**inputs))
+        return self._figures(self._runners[contract.TRAIN](**inputs))
 
     def evaluate(self, batch: CheckBatch) -> BatchFigures:
         """The figures of a batch, without dropout and without a step."""
-        return _figures(self._runners[contract.EVALUATE](**_scored_inputs(batch)))
+        return self._figures(self._runners[contract.EVALUATE](**_scored_inputs(batch)))
 
     def infer(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The model's output [B, num_classes]."""
         output: npt.NDArray[np.float32] = self._runners[contract.INFER](**{contract.X: x})[contract.OUTPUT]
         return output
 
+    def _figures(self, outputs: dict[str, npt.NDArray[np.float32]]) -> BatchFigures:
+        loss_sum, num_correct, weight_sum = (
+            float(outputs[name][0]) for name in (contract.LOSS_SUM, contract.NUM_CORRECT, contract.WEIGHT_SUM)
+        )
+        errors = outputs.get(contract.ABSOLUTE_ERROR_SUM)
+        self.absolute_error_sum = 0.0 if errors is None else float(errors[0])
+        return loss_sum, num_correct, weight_sum
+
 
 def _scored_inputs(batch: CheckBatch) -> dict[str, npt.NDArray[Any]]:
     return {contract.X: batch.x, contract.LABEL: batch.labels, contract.EXAMPLE_WEIGHT: batch.example_weight}
-
-
-def _figures(outputs: dict[str, npt.NDArray[np.float32]]) -> BatchFigures:
-    loss_sum, num_correct, weight_sum = (
-        float(outputs[name][0]) for name in (contract.LOSS_SUM, contract.NUM_CORRECT, contract.WEIGHT_SUM)
-    )
-    return loss_sum, num_correct, weight_sum

@@ -24,6 +24,7 @@ from model_export.layer_operations import (
     Recurrent,
     UpSample,
 )
+from model_export.loss_spec import LogitActivation, LossSpec
 
 __all__ = [
     "Activation",
@@ -184,11 +185,13 @@ class ModelGraph:
     """A whole model.
 
     ``nodes`` are in order of evaluation: node 0 is the input, every node reads earlier ones. ``logits`` is the node
-    whose values the loss reads; it is the last one, or, for a model that ends in softmax, the one before it.
+    whose values the loss reads; it is the last one, or, where that is the softmax or sigmoid of a cross-entropy, the
+    one before it.
     """
 
     nodes: tuple[Node, ...]
     logits: int
+    loss: LossSpec = dataclasses.field(default_factory=LossSpec)
     weight_shapes: tuple[tuple[int, ...], ...]
     """Of the trainable weights: those of the plan, at positions 0 .. N-1."""
     weight_names: tuple[str, ...]
@@ -214,8 +217,13 @@ class ModelGraph:
 
     @property
     def ends_in_softmax(self) -> bool:
-        """Whether the model's output is probabilities."""
-        return self.logits != len(self.nodes) - 1
+        """Whether the model's output is probabilities of classes."""
+        return self.output_activation == "softmax"
+
+    @property
+    def output_activation(self) -> LogitActivation | None:
+        """What makes the output from the node that the loss reads; ``None``: that is the output."""
+        return None if self.logits == len(self.nodes) - 1 else self.loss.logit_activation
 
     @property
     def dropout_nodes(self) -> tuple[Node, ...]:

@@ -128,6 +128,7 @@ class _Comparison:
         lite.restore(weights)
         output = lite.infer(batch.x)[: batch.num_examples]
         eval_loss, num_correct, _ = lite.evaluate(batch)
+        absolute_error = lite.absolute_error_sum
         train_loss, _, weight_sum = lite.train(batch, self.plan.learning_rate, proximal_mu=self.plan.proximal_mu)
         probe.restore(weights)
         probe.train(batch, GRADIENT_PROBE_LEARNING_RATE)
@@ -136,8 +137,9 @@ class _Comparison:
             (before.astype(np.float64) - moved) / GRADIENT_PROBE_LEARNING_RATE
             for before, moved in zip(weights, after, strict=True)
         ]
-        losses = np.array([eval_loss, train_loss]) / weight_sum
-        keras_losses = np.array([keras_eval_loss, keras_loss]) / batch.num_examples
+        losses = np.array([eval_loss, train_loss, absolute_error]) / weight_sum
+        keras_error = self.reference.absolute_error_sum(real)
+        keras_losses = np.array([keras_eval_loss, keras_loss, keras_error]) / batch.num_examples
         return CheckedCase(
             name=name,
             num_examples=batch.num_examples,

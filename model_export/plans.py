@@ -44,6 +44,8 @@ def plan_for_graph(graph: ModelGraph, **fields: Unpack[PlanFields]) -> TrainingP
         plan = TrainingPlan(
             input_shape=graph.input_shape,
             num_classes=graph.num_classes,
+            loss=graph.loss.name,
+            huber_delta=graph.loss.huber_delta,
             has_dropout=bool(graph.dropouts),
             weights=tuple(TensorSpec(shape=shape) for shape in graph.weight_shapes),
             **fields,

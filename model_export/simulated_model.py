@@ -5,11 +5,12 @@ from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from model_export.keras_graph import read_graph
+from model_export.loss_spec import LossSpec
 from model_export.lowering.tensor_types import Tensor
 from model_export.native_forward import native_logits
+from model_export.native_losses import native_losses
 from model_export.plans import PlanFields, plan_for_graph
 from wire_protocol.plan import TrainingPlan
 
@@ -19,12 +20,13 @@ __all__ = ["SimulatedModel"]
 class SimulatedModel:
     """A Keras model as pure functions of its weights, in TensorFlow's own ops.
 
-    The output is always the logits: for a model that ends in softmax, what goes into the softmax. Keras reads the
-    loss from there too (see ``keras_reference``), so nothing is clipped, and the class of the largest logit is that
-    of the largest probability.
+    The output is always what the loss reads: for a cross-entropy of a model that ends in softmax or sigmoid, what goes
+    into it. Keras reads the loss from there too (see ``keras_reference``), so nothing is clipped, and the class of the
+    largest logit is that of the largest probability.
 
     Args:
-        model: A Keras classifier that can be exported.
+        model: A Keras model that can be exported.
+        loss: As ``export_model`` has it.
         **plan_fields: See ``PlanFields``.
 
     Raises:
@@ -32,8 +34,8 @@ class SimulatedModel:
         MalformedMessage: A plan field is out of its range (``wire_protocol.errors``).
     """
 
-    def __init__(self, model: Any, **plan_fields: Unpack[PlanFields]) -> None:
-        self._graph = read_graph(model)
+    def __init__(self, model: Any, *, loss: LossSpec | None = None, **plan_fields: Unpack[PlanFields]) -> None:
+        self._graph = read_graph(model, loss)
         self._initial = tuple(weight.numpy().astype(np.float32) for weight in model.trainable_weights)
         self.plan: TrainingPlan = plan_for_graph(self._graph, **plan_fields)
         """The plan that ``export_model`` would write for the same arguments."""
@@ -62,13 +64,13 @@ class SimulatedModel:
         return native_logits(self._graph, weights, x, tickets if training else None)
 
     def example_loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of each example.
+        """Loss of each example.
 
         Args:
             output: [n, num_classes], what ``predict`` returned.
-            y: [n] int32 labels.
+            y: Labels as the plan has them: int32 [n] or float32 [n, num_classes].
 
         Returns:
             [n] float32.
         """
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=output)
+        return native_losses(self._graph.loss, output, y)

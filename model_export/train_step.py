@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from model_export.lowering.forward import LoweredModel
-from model_export.lowering.softmax_loss import cross_entropy
+from model_export.lowering.losses import score
 from model_export.lowering.tensor_types import Tensor
 from model_export.operations import ModelGraph
 from model_export.optimizers import ProximalTerm, build_optimizer
@@ -34,6 +34,8 @@ class TrainStep(tf.Module):
         super().__init__()
         self._graph = graph
         self._batch_size = plan.batch_size
+        self._label_shape = plan.label_shape
+        self._label_dtype = plan.label_dtype
         self._lowered = LoweredModel(graph, plan.batch_size)
         shapes = [self._stored_shape(index) for index in range(len(graph.weight_shapes))]
         names = [contract.weight_name(index) for index in range(len(shapes))]
@@ -45,7 +47,7 @@ class TrainStep(tf.Module):
         """Concrete functions of the five signatures, by name."""
         batch = self._batch_size
         x = tf.TensorSpec([batch, *self._graph.input_shape], tf.float32, contract.X)
-        y = tf.TensorSpec([batch], tf.int32, contract.LABEL)
+        y = tf.TensorSpec([batch, *self._label_shape], self._label_dtype, contract.LABEL)
         weight = tf.TensorSpec([batch], tf.float32, contract.EXAMPLE_WEIGHT)
         train_inputs = [x, y, weight, tf.TensorSpec([1], tf.float32, contract.LEARNING_RATE)]
         if self._proximal_term is not None:
@@ -102,18 +104,24 @@ class TrainStep(tf.Module):
         return {contract.OK: tf.constant([1], tf.int32)}
 
     def _score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """The three figures of a batch, and the gradient of the mean loss with respect to the logits."""
-        labels, weight = inputs[contract.LABEL], inputs[contract.EXAMPLE_WEIGHT]
-        one_hot = tf.one_hot(labels, self._graph.num_classes)
-        loss_sum, pullback = cross_entropy(logits, one_hot, tf.reshape(weight, [self._batch_size, 1]))
+        """The figures of a batch, and the gradient of the mean loss with respect to the logits."""
+        weight = tf.reshape(inputs[contract.EXAMPLE_WEIGHT], [self._batch_size, 1])
+        scores = score(self._graph.loss, logits, inputs[contract.LABEL])
         weight_sum = tf.reshape(tf.reduce_sum(weight), [1])
-        is_correct = tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), labels), tf.float32)
+
+        def weighted_sum(values: Tensor) -> Tensor:
+            return tf.reshape(tf.reduce_sum(values * weight), [1])
+
         figures = {
-            contract.LOSS_SUM: loss_sum,
-            contract.NUM_CORRECT: tf.reshape(tf.reduce_sum(is_correct * weight), [1]),
+            contract.LOSS_SUM: weighted_sum(scores.losses),
+            contract.NUM_CORRECT: weight_sum * 0.0
+            if scores.share_correct is None
+            else weighted_sum(scores.share_correct),
             contract.WEIGHT_SUM: weight_sum,
         }
-        return figures, pullback(1.0 / tf.maximum(weight_sum, _LEAST_WEIGHT_SUM))
+        if scores.absolute_errors is not None:
+            figures[contract.ABSOLUTE_ERROR_SUM] = weighted_sum(scores.absolute_errors)
+        return figures, scores.pullback(weight * (1.0 / tf.maximum(weight_sum, _LEAST_WEIGHT_SUM)))
 
     def _stored_shape(self, index: int) -> list[int]:
         shape = list(self._graph.weight_shapes[index])

@@ -6,8 +6,8 @@ the model's weights in Keras order and layout, described by ``TrainingPlan.weigh
 
 | signature | inputs | outputs |
 |---|---|---|
-| ``train`` | ``x`` float32 [B, ...]; ``y`` int32 [B]; ``example_weight`` float32 [B]; ``learning_rate`` float32 [1]; ``proximal_mu`` float32 [1]; ``dropout_ticket`` int32 [B] | ``loss_sum``, ``num_correct``, ``weight_sum`` float32 [1] each |
-| ``evaluate`` | ``x``, ``y``, ``example_weight`` | the same three |
+| ``train`` | ``x`` float32 [B, ...]; ``y`` int32 [B] or float32 [B, k]; ``example_weight`` float32 [B]; ``learning_rate`` float32 [1]; ``proximal_mu`` float32 [1]; ``dropout_ticket`` int32 [B] | ``loss_sum``, ``num_correct``, ``weight_sum`` float32 [1] each; of a regression also ``absolute_error_sum`` float32 [1] |
+| ``evaluate`` | ``x``, ``y``, ``example_weight`` | the same |
 | ``infer`` | ``x`` | ``output`` float32 [B, num_classes] |
 | ``save`` | none | ``w0 .. wN`` |
 | ``restore`` | ``w0 .. wN`` | ``ok`` int32 [1] |
@@ -20,6 +20,21 @@ weights, resets the optimizer's slots and, where there is a proximal term, makes
 may run before it: the file holds no weights, ``save`` would hand out uninitialised memory, and the device keeps the
 order. ``proximal_mu`` is an input only of a file exported with a proximal term (``TrainingPlan.proximal_mu`` > 0); the
 figures never contain the term.
+
+``k`` is the length of one example's output, ``TrainingPlan.num_classes``. The plan's ``loss`` says what ``y`` holds and
+what is measured:
+
+| loss | ``y`` | ``num_correct`` counts | ``infer`` gives |
+|---|---|---|---|
+| ``sparse_categorical_crossentropy`` | int32 [B], class numbers from 0 | the largest output is the label's class | what the model ends in: logits, or their softmax |
+| ``categorical_crossentropy`` | float32 [B, k], rows that sum to 1 | the largest output is the largest of the label | the same |
+| ``binary_crossentropy`` | float32 [B, k], each in 0..1 | the share of an example's k answers that are on the label's side of 1/2 | logits, or their sigmoid |
+| ``mean_squared_error``, ``mean_absolute_error``, ``huber`` | float32 [B, k], numbers | nothing: it is 0 | the predictions |
+
+``loss`` of one example is Keras's: over k answers or numbers it is their mean. Cross-entropies are taken of the logits,
+before a softmax or sigmoid that ends the model. ``absolute_error_sum`` is the weighted sum, over the examples, of
+the mean absolute error of each. It stays on the device: ``Metrics`` of wire version 1 have no place for it.
+
 ``dropout_ticket`` seeds each example's dropout masks (see ``wire_protocol.local_order``); a model without dropout
 has no such input.
 """
@@ -27,6 +42,7 @@ has no such input.
 from typing import Final
 
 __all__ = [
+    "ABSOLUTE_ERROR_SUM",
     "BUNDLE_CERTIFICATE",
     "BUNDLE_CHECKPOINT",
     "BUNDLE_MODEL",
@@ -70,6 +86,7 @@ DROPOUT_TICKET: Final = "dropout_ticket"
 LOSS_SUM: Final = "loss_sum"
 NUM_CORRECT: Final = "num_correct"
 WEIGHT_SUM: Final = "weight_sum"
+ABSOLUTE_ERROR_SUM: Final = "absolute_error_sum"
 OUTPUT: Final = "output"
 OK: Final = "ok"
 

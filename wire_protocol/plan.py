@@ -1,7 +1,7 @@
 """The training plan: what a device is asked to run. A value; it does nothing."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -10,12 +10,29 @@ from wire_protocol.limits import MAX_CONTROL_BYTES, MAX_TENSORS
 from wire_protocol.model_contract import CONTRACT_VERSION
 from wire_protocol.privacy_spec import PrivacySpec
 
-__all__ = ["TensorSpec", "TrainingPlan", "decode_plan", "encode_plan"]
+__all__ = ["CLASS_LOSSES", "REGRESSION_LOSSES", "LossName", "TensorSpec", "TrainingPlan", "decode_plan", "encode_plan"]
 
 _Dim = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 _Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 _NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+_MIN_CLASSES: Final = 2
+
+LossName = Literal[
+    "sparse_categorical_crossentropy",
+    "categorical_crossentropy",
+    "binary_crossentropy",
+    "mean_squared_error",
+    "mean_absolute_error",
+    "huber",
+]
+"""A loss by the name that ``tf.keras.losses`` has for it."""
+
+CLASS_LOSSES: Final[frozenset[LossName]] = frozenset({"sparse_categorical_crossentropy", "categorical_crossentropy"})
+"""Losses under which one of at least two classes is right."""
+
+REGRESSION_LOSSES: Final[frozenset[LossName]] = frozenset({"mean_squared_error", "mean_absolute_error", "huber"})
+"""Losses of predicted numbers: nothing is right or wrong, and absolute errors are measured."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,10 +83,15 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     proximal_mu: _NotNegative = 0.0
     """FedProx: adds ``mu / 2 * |w - received|^2`` to the loss (Li et al. 2020, equation 2). 0: the file has no such
     term; otherwise ``train`` takes ``proximal_mu``."""
-    loss: Literal["sparse_categorical_crossentropy"] = "sparse_categorical_crossentropy"
+    loss: LossName = "sparse_categorical_crossentropy"
+    """As in Keras; of a batch it is the mean over the examples, of an example with several outputs the mean over them
+    (but a cross-entropy over classes is one number). It also says what a label is: see ``label_shape``."""
+    huber_delta: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Of ``huber``: the absolute error beyond which the loss is linear."""
     input_shape: Annotated[tuple[_Positive, ...], msgspec.Meta(min_length=1, max_length=7)]
     """Shape of one example, without the batch dimension."""
-    num_classes: Annotated[int, msgspec.Meta(ge=2)]
+    num_classes: Annotated[int, msgspec.Meta(ge=1)]
+    """Length of one example's output: the classes, or ``k`` answers or predicted numbers under the other losses."""
     has_dropout: bool = False
     """Whether ``train`` takes ``dropout_ticket``."""
     weights: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
@@ -83,7 +105,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     contract_version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epsilon", "weight_decay", "proximal_mu"):
+        for name in ("learning_rate", "epsilon", "weight_decay", "proximal_mu", "huber_delta"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite")
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
@@ -92,8 +114,22 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("nesterov needs a momentum above 0")
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay belongs to adamw, not to {self.optimizer}")
+        if self.loss in CLASS_LOSSES and self.num_classes < _MIN_CLASSES:
+            raise ValueError(f"{self.loss} needs num_classes of at least {_MIN_CLASSES}")
+        if self.loss != "huber" and self.huber_delta != 1:
+            raise ValueError(f"huber_delta belongs to huber, not to {self.loss}")
         if self.privacy is not None:
             self.privacy.check_for(self.num_parameters)
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of one example's label: ``()`` for a class number, else ``(num_classes,)``."""
+        return () if self.loss == "sparse_categorical_crossentropy" else (self.num_classes,)
+
+    @property
+    def label_dtype(self) -> Literal["int32", "float32"]:
+        """``int32`` for a class number, else ``float32``."""
+        return "int32" if self.loss == "sparse_categorical_crossentropy" else "float32"
 
     @property
     def num_parameters(self) -> int:

@@ -16,10 +16,12 @@ from coordinator.tff.processes import (
     compose_fleet_process,
     metrics_functions,
 )
-from wire_protocol.plan import TrainingPlan
+from wire_protocol.plan import REGRESSION_LOSSES, TrainingPlan
 from wire_protocol.tensors import Tensors
 
 __all__ = ["LearningProcesses", "SimulatedModel", "build_learning_processes", "build_simulation_process"]
+
+_HALF = 0.5
 
 
 class SimulatedModel(Protocol):
@@ -46,7 +48,7 @@ class SimulatedModel(Protocol):
         """
 
     def example_loss(self, output: Any, y: Any) -> Any:
-        """Loss per example, float32 [n], from the output and int32 labels [n]."""
+        """Loss per example, float32 [n], from the output and labels as the plan has them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,16 +123,15 @@ def _functional_model(model: SimulatedModel) -> tff.learning.models.FunctionalMo
     def update(sums: Any, labels: Any, batch_output: Any, sample_weight: Any = None) -> Any:
         del sample_weight
         output = batch_output.predictions
-        hits = tf.equal(tf.argmax(output, axis=-1, output_type=tf.int32), labels)
         return collections.OrderedDict(
             loss_sum=sums["loss_sum"] + tf.reduce_sum(model.example_loss(output, labels)),
-            num_correct=sums["num_correct"] + tf.reduce_sum(tf.cast(hits, tf.float32)),
-            weight_sum=sums["weight_sum"] + tf.cast(tf.size(labels), tf.float32),
+            num_correct=sums["num_correct"] + tf.reduce_sum(_share_correct(plan, output, labels)),
+            weight_sum=sums["weight_sum"] + tf.cast(tf.shape(labels)[0], tf.float32),
         )
 
     # The last batch of an epoch is as long as it is: a device pads it with weight 0, which comes to the same.
     x_spec = tf.TensorSpec([None, *plan.input_shape], tf.float32)
-    labels_spec = tf.TensorSpec([None], tf.int32)
+    labels_spec = tf.TensorSpec([None, *plan.label_shape], plan.label_dtype)
     return tff.learning.models.FunctionalModel(
         initial_weights=(tuple(np.asarray(weight) for weight in model.initial_weights()), ()),
         predict_on_batch_fn=predict,
@@ -138,3 +139,13 @@ def _functional_model(model: SimulatedModel) -> tff.learning.models.FunctionalMo
         metrics_fns=(zero, update, finalize),
         input_spec=((x_spec, labels_spec), labels_spec),
     )
+
+
+def _share_correct(plan: TrainingPlan, output: Any, labels: Any) -> Any:
+    """[n] what ``num_correct`` counts of each example; see ``wire_protocol.model_contract``."""
+    if plan.loss in REGRESSION_LOSSES:
+        return tf.zeros(tf.shape(output)[:1])
+    if plan.loss == "binary_crossentropy":
+        return tf.reduce_mean(tf.cast(tf.equal(output > 0.0, labels > _HALF), tf.float32), -1)
+    classes = labels if plan.loss == "sparse_categorical_crossentropy" else tf.argmax(labels, -1, tf.int32)
+    return tf.cast(tf.equal(tf.argmax(output, -1, tf.int32), classes), tf.float32)

@@ -13,14 +13,14 @@ __all__ = ["client_dataset"]
 
 
 def client_dataset(
-    plan: TrainingPlan, x: npt.NDArray[np.float32], y: npt.NDArray[np.int32], *, round_id: int, device_id: str
+    plan: TrainingPlan, x: npt.NDArray[np.float32], y: npt.NDArray[Any], *, round_id: int, device_id: str
 ) -> Any:
     """The local steps of one device in one round, as TFF's client work reads them.
 
     Args:
         plan: Batch size, epochs, step limit and seed.
         x: [num_examples, ...] the device's examples, at least one.
-        y: [num_examples] their labels.
+        y: [num_examples, ...] their labels, as the plan has them.
         round_id: The round.
         device_id: The device; the name decides its order.
 
@@ -32,7 +32,7 @@ def client_dataset(
     tickets = tf.constant(np.concatenate([step.tickets for step in steps]))
     stops = np.cumsum([len(step.indices) for step in steps])
     starts = np.concatenate([[0], stops[:-1]])
-    examples, labels = tf.constant(x, tf.float32), tf.constant(y, tf.int32)
+    examples, labels = tf.constant(x, tf.float32), tf.constant(y, plan.label_dtype)
 
     def batch(start: Any, stop: Any) -> Any:
         indices = order[start:stop]

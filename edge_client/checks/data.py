@@ -8,9 +8,11 @@ import numpy as np
 from edge_client.cached_task import find_cached_task
 from edge_client.checks.state import state_path
 from edge_client.doctor import Check, Finding, Subject, fail, ok, skip, warn
-from edge_client.errors import DataError
+from edge_client.errors import DataError, ExampleMismatch
 from edge_client.example_store import open_examples, verify_examples
+from edge_client.labels import check_labels
 from edge_client.service_install import UNIT_PATH
+from wire_protocol.plan import CLASS_LOSSES
 
 __all__ = ["CONFIG_CHECKS", "DATA_CHECKS"]
 
@@ -57,8 +59,10 @@ def check_data(subject: Subject) -> Finding:
         examples = open_examples(path)
     except (DataError, OSError) as error:
         return fail(str(error), _IMPORT)
-    num_classes = len(np.unique(examples.labels))
-    detail = f"{examples.num_examples} examples of shape {examples.input_shape}, {num_classes} classes"
+    kind = f"{len(np.unique(examples.labels))} classes"
+    if examples.labels.ndim > 1:
+        kind = f"{examples.labels.shape[1]} numbers to predict"
+    detail = f"{examples.num_examples} examples of shape {examples.input_shape}, {kind}"
     if examples.num_examples >= _FEW_EXAMPLES:
         return ok(detail)
     return warn(detail, "collect more: a plan may ask for more examples, and this device then declines")
@@ -77,13 +81,15 @@ def check_data_fits(subject: Subject) -> Finding:
     if tuple(examples.input_shape) != tuple(plan.input_shape):
         detail = f"examples have shape {examples.input_shape}, the plan asks for {tuple(plan.input_shape)}"
         return fail(detail, "import them again with --shape, or ask whether this is the right population")
-    if int(examples.labels.max()) >= plan.num_classes:
-        detail = f"a label is {int(examples.labels.max())}, the plan has classes 0 to {plan.num_classes - 1}"
-        return fail(detail, "correct the labels and import again, or ask whether this is the right population")
+    try:
+        check_labels(plan, examples.labels)
+    except ExampleMismatch as error:
+        return fail(str(error), "correct the labels and import again, or ask whether this is the right population")
+    what_is_predicted = "classes" if plan.loss in CLASS_LOSSES else "outputs"
     if examples.num_examples < plan.min_examples:
         detail = f"{examples.num_examples} examples, the plan asks for {plan.min_examples}"
         return warn(detail, "collect more: until then this device declines")
-    return ok(f"they fit the plan of the last round: {tuple(plan.input_shape)}, {plan.num_classes} classes")
+    return ok(f"they fit the plan of the last round: {tuple(plan.input_shape)}, {plan.num_classes} {what_is_predicted}")
 
 
 CONFIG_CHECKS: Final[tuple[tuple[str, Check], ...]] = (

@@ -99,8 +99,9 @@ class LoweredModel:
         return ForwardPass(logits=values[-1], weight_gradients=lambda dy: self._backward(pullbacks, dy))
 
     def output(self, logits: Tensor) -> Tensor:
-        """What the Keras model gives: the logits, or their softmax."""
-        return ACTIVATIONS["softmax"](logits)[0] if self._graph.ends_in_softmax else logits
+        """What the Keras model gives: the logits, or their softmax or sigmoid."""
+        activation = self._graph.output_activation
+        return logits if activation is None else ACTIVATIONS[activation](logits)[0]
 
     def _backward(self, pullbacks: Sequence[NodePullback], dlogits: Tensor) -> list[Tensor]:
         gradients: dict[int, Tensor] = {self._graph.logits: dlogits}

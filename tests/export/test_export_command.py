@@ -112,3 +112,14 @@ def test_the_help_ends_with_an_example_and_lists_the_exit_codes():
 def test_importing_what_needs_no_tensorflow_does_not_load_it(module):
     code = f"import {module}, sys; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_loss_that_is_named_is_what_the_plan_says(tmp_path):
+    tf.keras.Sequential([tf.keras.layers.InputLayer((4,)), tf.keras.layers.Dense(2)]).save(tmp_path / "m.keras")
+    result = run(str(tmp_path / "m.keras"), "--loss", "huber", "--huber-delta", "0.5", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)["plan"]
+    assert (plan["loss"], plan["huber_delta"]) == ("huber", 0.5)
+    refused = run(str(tmp_path / "m.keras"), "--loss", "mean_squared_error", "--huber-delta", "0.5", "--dry-run")
+    assert refused.exit_code == 2
+    assert "belongs to --loss huber" in refused.output

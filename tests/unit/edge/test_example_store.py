@@ -69,6 +69,8 @@ def test_what_is_written_is_read_back(tmp_path_factory, n, is_bytes, scale, seed
         ({"x_file": "../../secret"}, "x_file"),
         ({"x_file": "other.bin"}, "other.bin"),
         ({"x_shape": []}, "x_shape"),
+        ({"y_shape": [2]}, "y_shape is for float32"),
+        ({"y_dtype": "float32", "y_shape": [2]}, "y.bin has 24 bytes"),
     ],
 )
 def test_a_header_that_is_wrong_is_refused_and_named(tmp_path, changes, words):
@@ -115,7 +117,10 @@ def test_inputs_that_are_not_finite_are_found(tmp_path):
     ("x", "y"),
     [
         (X, Y[:5]),
-        (X, Y.astype(float)),
+        (X, Y * np.nan),
+        (X, Y[:, None, None]),
+        (X, Y.astype(str)),
+        (X, np.zeros((6, 0))),
         (X, -Y),
         (X[:0], Y[:0]),
         (X.astype(object), Y),
@@ -220,6 +225,32 @@ for crash_at in itertools.count(1):
     assert int(done.stdout) > 8
 
 
+@pytest.mark.parametrize("labels", [Y / 4, np.eye(3)[Y], np.eye(3, dtype=np.uint8)[Y], -Y.astype(np.float32)])
+def test_labels_that_are_numbers_are_written_and_read_back_as_float32_rows(tmp_path, labels):
+    target = tmp_path / "data"
+    write_examples(target, x=X, y=labels)
+    verify_examples(target)
+    read = open_examples(target).labels
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, labels.reshape(6, -1).astype(np.float32))
+
+
+def test_a_label_that_is_not_finite_is_found(tmp_path):
+    directory = _make(tmp_path / "data", y_dtype="float32", y_shape=[1])
+    (directory / "y.bin").write_bytes(np.array([1, 2, np.nan, 4, 5, 6], "<f4").tobytes())
+    with pytest.raises(DataFormatError, match="label among"):
+        verify_examples(directory)
+
+
+def test_csv_columns_that_begin_with_target_are_the_label_as_numbers(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("target_x,a,b,Target_y\n1.5,2,3,-4\n0,5,6,7\n")
+    x, y = _all(open_examples(path))
+    np.testing.assert_array_equal(x, np.array([[2, 3], [5, 6]], np.float32))
+    np.testing.assert_array_equal(y, np.array([[1.5, -4], [0, 7]], np.float32))
+    assert read_csv_arrays(path)[1].shape == (2, 2)
+
+
 def test_csv_with_a_label_column_anywhere_and_without_one(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("a,Label,b\n1,2,3.5\n\n-4,0,1e3\n")
@@ -240,6 +271,10 @@ def test_csv_with_a_label_column_anywhere_and_without_one(tmp_path):
         ("a,label\n1,2\n1\n", "line 3 has 1 columns"),
         ("a,label\n1,2\nx,1\n", "line 3, column 'a' is 'x', not a number"),
         ("a,label\n1,1.5\n", "class number"),
+        ("target,target_2\n1,2\n", "at least one column of inputs"),
+        ("a,label,target\n1,2,3\n", "rename the one"),
+        ("a,target\n", "no examples"),
+        ("a,target\n1,inf\n", "finite"),
         ("a,label\n1,-1\n", "class number"),
         ("a,label\nnan,1\n", "finite"),
         ("a,label\n1e39,1\n", "finite"),
