@@ -8,8 +8,13 @@ from broker_link.failpoints import hit
 __all__ = ["write_durably"]
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Writes a file; when this returns, content and name survive a power cut.
+
+    Args:
+        path: Where.
+        data: What.
+        mode: Its permissions, less the process's umask; never more than these even for a moment.
 
     Written beside its place (``*.part``), synced, renamed into it, and the directory synced: without that last step a
     power cut may bring the old file back.
@@ -19,7 +24,8 @@ def write_durably(path: Path, data: bytes) -> None:
     """
     partial = path.with_suffix(".part")
     hit("coordinator.file.before_write")
-    with partial.open("wb") as stream:
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
         stream.write(data)
         stream.flush()
         hit("coordinator.file.before_sync")

@@ -8,6 +8,7 @@ CoordinatorError
 ├── UpdateRejected         a report failed admission (theirs: the device's), with its reason
 ├── JournalDamaged         the journal of rounds cannot be read (theirs: the disk's)
 ├── RosterUnusable         the roster of devices cannot be read or written (theirs: the disk's, or the file's)
+├── BrokerFilesUnusable    a broker's files are not there, damaged, or there already (theirs: the operator's)
 ├── JournalUnwritable      the journal cannot be written: a full disk, a lock (transient; nothing was said of it)
 ├── AggregationError       an aggregator refused: the round is lost, the state it began with is not
 │   ├── AccumulatorClosed       a fold or a finish after the round was finished (ours, a bug)
@@ -27,6 +28,7 @@ __all__ = [
     "AccumulatorClosed",
     "AggregationError",
     "BrokerFailed",
+    "BrokerFilesUnusable",
     "CheckpointDamaged",
     "CheckpointError",
     "CheckpointExists",
@@ -64,6 +66,10 @@ class InvalidConfig(CoordinatorError):
 
 class BrokerFailed(CoordinatorError):
     """The embedded broker did not start, or died."""
+
+
+class BrokerFilesUnusable(CoordinatorError):
+    """The files of a broker are not there, are damaged, or would be overwritten."""
 
 
 class UpdateRejected(CoordinatorError):

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["Authority", "Issued", "issue_client", "issue_server", "make_authority"]
+__all__ = ["Authority", "Issued", "issue_client", "issue_server", "make_authority", "read_authority"]
 
 _CLOCK_SKEW = dt.timedelta(minutes=5)
 
@@ -51,6 +51,19 @@ def make_authority(name: str, *, now: dt.datetime, valid_days: int = 3650) -> Au
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
     return Authority(certificate=builder.sign(key, hashes.SHA256()), key=key)
+
+
+def read_authority(certificate: bytes, key: bytes) -> Authority:
+    """An authority from its PEM files.
+
+    Raises:
+        ValueError: They are no certificate and key, or not of the kind that `make_authority` makes, or not a pair.
+    """
+    found = serialization.load_pem_private_key(key, password=None)
+    parsed = x509.load_pem_x509_certificate(certificate)
+    if not isinstance(found, ec.EllipticCurvePrivateKey) or found.public_key() != parsed.public_key():
+        raise ValueError("certificate and key of the authority do not belong together")
+    return Authority(certificate=parsed, key=found)
 
 
 def issue_server(authority: Authority, hosts: Sequence[str], *, now: dt.datetime, valid: dt.timedelta) -> Issued:

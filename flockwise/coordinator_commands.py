@@ -14,8 +14,10 @@ import click
 
 from broker_link.broker_url import parse_broker_url, url_with_login
 from broker_link.errors import LinkError
+from broker_link.secret_files import is_readable_by_everybody
 from broker_link.tls import is_loopback, refuse_plaintext
 from coordinator.errors import CoordinatorError
+from flockwise.broker_commands import broker_config, broker_login
 from flockwise.reporting import one_line_errors, print_json
 from flockwise.roster_commands import devices, enrol_token
 from wire_protocol.errors import WireError
@@ -51,6 +53,8 @@ def coordinator() -> None:
 
 coordinator.add_command(enrol_token)
 coordinator.add_command(devices)
+coordinator.add_command(broker_config)
+coordinator.add_command(broker_login)
 
 
 @coordinator.command()
@@ -240,7 +244,15 @@ def _certificate(options: dict[str, Any]) -> Any:
 
     if not options["cert_file"] and not options["key_file"]:
         return None
+    if options["key_file"]:
+        _refuse_exposed(options["key_file"], "--key-file")
     return ClientCertificate(cert_file=options["cert_file"] or "", key_file=options["key_file"] or "")
+
+
+def _refuse_exposed(path: str | Path, option: str) -> None:
+    """The coordinator's login reads what every device sends: it is not for this machine's other users."""
+    if is_readable_by_everybody(path):
+        raise click.UsageError(f"{option} {path} can be read by every user of this machine: chmod 600 {path}")
 
 
 def _broker_with_login(options: dict[str, Any]) -> str:
@@ -261,6 +273,7 @@ def _broker_with_login(options: dict[str, Any]) -> str:
         return choice
     if url.username:
         raise click.UsageError("the address names a user already; give the user once")
+    _refuse_exposed(options["password_file"], "--password-file")
     password = options["password_file"].read_text(encoding="utf-8").rstrip("\r\n")
     return url_with_login(url, username=options["username"], password=password)
 
