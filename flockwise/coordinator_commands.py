@@ -18,6 +18,7 @@ from broker_link.secret_files import is_readable_by_everybody
 from broker_link.tls import is_loopback, refuse_plaintext
 from coordinator.errors import CoordinatorError
 from flockwise.broker_commands import broker_config, broker_login
+from flockwise.probe_command import probe_acl
 from flockwise.reporting import one_line_errors, print_json
 from flockwise.roster_commands import devices, enrol_token
 from wire_protocol.errors import WireError
@@ -55,6 +56,7 @@ coordinator.add_command(enrol_token)
 coordinator.add_command(devices)
 coordinator.add_command(broker_config)
 coordinator.add_command(broker_login)
+coordinator.add_command(probe_acl)
 
 
 @coordinator.command()

@@ -42,7 +42,7 @@ def test_the_wire_document_states_the_limits_in_force():
 
 
 @pytest.mark.parametrize("verb", [[], ["coordinator", "serve"], ["coordinator", "compile"], ["coordinator", "enrol-token"],
-                                  ["coordinator", "broker-config"], ["coordinator", "broker-login"], ["coordinator", "devices"], ["coordinator", "devices", "list"],
+                                  ["coordinator", "broker-config"], ["coordinator", "broker-login"], ["coordinator", "probe-acl"], ["coordinator", "devices"], ["coordinator", "devices", "list"],
                                   ["coordinator", "devices", "show"], ["coordinator", "devices", "revoke"],
                                   ["coordinator", "devices", "reinstate"], ["edge", "enrol"], ["edge", "reset"],
                                   ["demo"], ["export"], ["simulate"], ["edge", "run"],
