@@ -1,9 +1,9 @@
-"""The accuracy curve as a picture. The only module that imports matplotlib."""
+"""Curves of accuracy as pictures. The only module that imports matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["draw_curve"]
+__all__ = ["draw_curve", "draw_frontier"]
 
 
 def draw_curve(path: Path, *, accuracies: Sequence[float], losses: Sequence[float], title: str) -> None:
@@ -30,6 +30,34 @@ def draw_curve(path: Path, *, accuracies: Sequence[float], losses: Sequence[floa
     right.plot(rounds, losses, linestyle="--", color="#a85a1f", label="test loss")
     right.set_ylabel("test loss", color="#a85a1f")
     left.set_title(title)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_frontier(path: Path, *, series: Mapping[str, Sequence[tuple[float, float]]], title: str) -> None:
+    """Draws test accuracy against epsilon, a line per series, to a PNG file.
+
+    Args:
+        path: Where to write.
+        series: Name -> points (epsilon, accuracy in [0, 1]).
+        title: Above the picture.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=120)
+    for name, points in series.items():
+        ordered = sorted(points)
+        axes.plot([x for x, _ in ordered], [100 * y for _, y in ordered], marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("epsilon (claimed, delta 1e-5)")
+    axes.set_ylabel("test accuracy [%]")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    axes.set_title(title)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
