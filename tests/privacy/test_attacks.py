@@ -81,7 +81,7 @@ def test_canaries_in_one_sum_are_found_no_better_than_is_claimed_and_well_withou
     claimed = gaussian_epsilon(1 / 4.0, delta)
     audited = canary_epsilon(2000, 200, _guess_canaries(spec, 1.0), target_delta=delta, failure_probability=FAILURE)
     assert audited <= claimed
-    exposed = canary_epsilon(2000, 200, _guess_canaries(spec, 0.1), target_delta=delta, failure_probability=FAILURE)
+    exposed = canary_epsilon(2000, 200, _guess_canaries(spec, 0.05), target_delta=delta, failure_probability=FAILURE)
     assert exposed > claimed
 
 
