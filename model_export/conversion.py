@@ -1,11 +1,10 @@
 """From a ``TrainStep`` to the bytes of a ``.tflite`` file of builtin ops that holds no weights."""
 
-import collections
 import contextlib
 import logging
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -13,31 +12,38 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from model_export.errors import UnsupportedOp
+from model_export.file_ops import FILE_IDENTIFIER, count_ops, op_name
 from model_export.train_step import TrainStep
+from wire_protocol.model_contract import SIGNATURES
 
-__all__ = ["convert", "count_ops", "quiet_tensorflow", "refuse_non_builtin_ops", "strip_initial_values"]
-
-_FILE_IDENTIFIER = b"TFL3"
-_OP_NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+__all__ = ["convert", "quiet_tensorflow", "refuse_non_builtin_ops", "strip_initial_values"]
 
 
-def convert(step: TrainStep) -> bytes:
+def convert(step: TrainStep, *, signatures: Sequence[str] = SIGNATURES) -> bytes:
     """Converts a training step.
 
+    Args:
+        step: What to convert.
+        signatures: Those of the file.
+
     Returns:
-        A model file with the five signatures, of builtin ops only, without the variables' initial values.
+        A model file of builtin ops only, without the variables' initial values.
 
     Raises:
         UnsupportedOp: An op has no TFLite builtin.
     """
     with tempfile.TemporaryDirectory() as directory, quiet_tensorflow():
         path = str(pathlib.Path(directory) / "saved_model")
-        tf.saved_model.save(step, path, signatures=step.signatures())
+        tf.saved_model.save(step, path, signatures=step.signatures(signatures))
         converter = tf.lite.TFLiteConverter.from_saved_model(path)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.experimental_enable_resource_variables = True
         # Unfolded, a product of two activations becomes FULLY_CONNECTED, which XNNPACK refuses (rule R1).
         converter.unfold_batchmatmul = False
+        converter.exclude_conversion_metadata = True  # the certificate says as much, and it costs another decoding
+        # The converter's last pass decodes the file three times in Python, only to share equal constants: a fifth of
+        # an export. strip_initial_values decodes it once for both.
+        converter._optimize_tflite_model = lambda model, *_, **__: model  # noqa: SLF001 - no option turns it off
         try:
             converted = converter.convert()
         except Exception as error:  # the converter raises several types, all meaning that an op has no builtin
@@ -48,19 +54,20 @@ def convert(step: TrainStep) -> bytes:
 
 
 def strip_initial_values(model: bytes) -> bytes:
-    """Removes the op that initialises the variables, and the values it reads.
+    """Removes the op that initialises the variables and the values it reads, and keeps equal constants once.
 
     The file then holds the program only. LiteRT does not notice a missing ``restore``: before it, variables hold
     whatever was in memory, which ``train`` and ``evaluate`` turn into NaN and ``save`` hands out. Whoever runs the file
     must call ``restore`` first.
     """
-    parsed = _parse(model)
+    parsed = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(bytearray(model), 0))
+    names = [op_name(code) for code in parsed.operatorCodes]
     initialisers = set()
     for graph in parsed.subgraphs:
         for op in graph.operators:
-            if _op_name(parsed, op) == "CALL_ONCE":
+            if names[op.opcodeIndex] == "CALL_ONCE":
                 initialisers.add(op.builtinOptions.initSubgraphIndex)
-        graph.operators = [op for op in graph.operators if _op_name(parsed, op) != "CALL_ONCE"]
+        graph.operators = [op for op in graph.operators if names[op.opcodeIndex] != "CALL_ONCE"]
     still_read = {
         tensor.buffer
         for index, graph in enumerate(parsed.subgraphs)
@@ -72,16 +79,27 @@ def strip_initial_values(model: bytes) -> bytes:
         for tensor in parsed.subgraphs[index].tensors:
             if tensor.buffer not in still_read:
                 parsed.buffers[tensor.buffer].data = None
+    _share_equal_constants(parsed)
     builder = flatbuffers.Builder(len(model))
-    builder.Finish(parsed.Pack(builder), _FILE_IDENTIFIER)
+    builder.Finish(parsed.Pack(builder), FILE_IDENTIFIER)
     return bytes(builder.Output())
 
 
-def count_ops(model: bytes) -> dict[str, int]:
-    """How often each op occurs in a model file, over all subgraphs; a custom op is named ``CUSTOM:<its name>``."""
-    parsed = _parse(model)
-    counts = collections.Counter(_op_name(parsed, op) for graph in parsed.subgraphs for op in graph.operators)
-    return dict(sorted(counts.items()))
+def _share_equal_constants(parsed: Any) -> None:
+    """Points tensors of equal contents to one buffer; but for a signature's own inputs and outputs."""
+    first: dict[bytes, int] = {}
+    for graph in parsed.subgraphs:
+        public = {*graph.inputs, *graph.outputs}
+        for index, tensor in enumerate(graph.tensors):
+            data = parsed.buffers[tensor.buffer].data
+            if index in public or data is None or not len(data):
+                continue
+            tensor.buffer = first.setdefault(bytes(data), tensor.buffer)
+    used = {tensor.buffer for graph in parsed.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in parsed.metadata or ()}
+    for index, buffer in enumerate(parsed.buffers):
+        if index not in used:
+            buffer.data = None
 
 
 def refuse_non_builtin_ops(op_counts: Mapping[str, int]) -> None:
@@ -93,16 +111,6 @@ def refuse_non_builtin_ops(op_counts: Mapping[str, int]) -> None:
     refused = [name for name in op_counts if name.startswith("CUSTOM:")]
     if refused:
         raise UnsupportedOp(f"the file holds ops that are not TFLite builtins: {', '.join(refused)}")
-
-
-def _parse(model: bytes) -> Any:
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(bytearray(model), 0))
-
-
-def _op_name(parsed: Any, op: Any) -> str:
-    code = parsed.operatorCodes[op.opcodeIndex]
-    name: str = _OP_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
-    return f"CUSTOM:{code.customCode.decode()}" if name == "CUSTOM" else name
 
 
 @contextlib.contextmanager

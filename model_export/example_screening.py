@@ -42,18 +42,20 @@ class ScreenedBatches:
     def draw(self, kind: BatchKind, weights: _Weights) -> CheckBatch:
         """A batch of a kind, screened at ``weights``."""
         batch = draw_batch(kind, self._graph, self._batch_size, self._rng)
+        jumpy = self._jumpy_examples(batch, weights)
         for _ in range(_MAX_ROUNDS):
-            jumpy = self._jumpy_examples(batch, weights)
             if not jumpy.any():
                 return batch
             self.num_redrawn += int(jumpy.sum())
             fresh = draw_batch(kind, self._graph, self._batch_size, self._rng)
             batch = _replace(batch, fresh, jumpy)
-        self.num_kept_jumpy += int(self._jumpy_examples(batch, weights).sum())
+            # The others have passed.
+            jumpy[jumpy] = self._jumpy_examples(batch.take(np.flatnonzero(jumpy)), weights)
+        self.num_kept_jumpy += int(jumpy.sum())
         return batch
 
     def _jumpy_examples(self, batch: CheckBatch, weights: _Weights) -> npt.NDArray[np.bool_]:
-        """[B] whether an example's gradient jumps."""
+        """[n] whether an example's gradient jumps."""
         base = self._input_gradients(batch, weights)
         jumpy = np.zeros(len(batch.x), np.bool_)
         for _ in range(_NUM_DIRECTIONS):
@@ -65,7 +67,7 @@ class ScreenedBatches:
         return jumpy
 
     def _input_gradients(self, batch: CheckBatch, weights: _Weights) -> npt.NDArray[np.float32]:
-        """[B, values]: one example's gradient tells of every kink on its way, and a batch gives them all at once."""
+        """[n, values]: one example's gradient tells of every kink on its way, and a batch gives them all at once."""
         self._reference.set_weights(weights)
         return self._reference.input_gradients(batch).reshape(len(batch.x), -1)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from model_export.bundle import Bundle, refuse_other_files, write_bundle
 from model_export.certificate import Certificate, LossReads, Tolerances, encode_certificate
-from model_export.conversion import convert, count_ops
+from model_export.conversion import convert
+from model_export.file_ops import count_ops
 from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
 from model_export.lite_model import LiteModel
@@ -26,7 +27,7 @@ from model_export.parity import (
 )
 from model_export.plans import PlanFields, plain_sgd_twin, plan_for_graph, shows_gradients
 from model_export.train_step import TrainStep
-from wire_protocol.model_contract import CONTRACT_VERSION
+from wire_protocol.model_contract import CONTRACT_VERSION, RESTORE, SAVE, TRAIN
 from wire_protocol.plan import TrainingPlan, encode_plan
 from wire_protocol.tensors import Tensors, encode_tensors
 
@@ -106,7 +107,7 @@ def _gradient_probe(file: bytes, graph: ModelGraph, plan: TrainingPlan) -> LiteM
     """A file whose step shows the gradient: this one, or, where the optimizer bends it, its twin with plain SGD."""
     if shows_gradients(plan):
         return LiteModel(file)
-    return LiteModel(convert(TrainStep(graph, plain_sgd_twin(plan))))
+    return LiteModel(convert(TrainStep(graph, plain_sgd_twin(plan)), signatures=(TRAIN, RESTORE, SAVE)))
 
 
 def _what_the_loss_reads(graph: ModelGraph) -> LossReads:

@@ -8,7 +8,7 @@ For a model that ends in softmax or sigmoid Keras reads a cross-entropy from the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,11 @@ class KerasReference:
         is_sparse = graph.loss.name == "sparse_categorical_crossentropy"
         labels = tf.TensorSpec([None], tf.int32) if is_sparse else tf.TensorSpec([None, graph.num_classes], tf.float32)
         masks = [tf.TensorSpec([None, *node.shape], tf.float32) for node in graph.dropout_nodes]
-        self._gradients = tf.function(self._loss_and_gradients, input_signature=[x, labels, masks])
-        self._input_gradients = tf.function(self._gradients_of_inputs, input_signature=[x, labels, masks])
-        self._predict = tf.function(self._loss_and_output, input_signature=[x, labels])
+        self._gradients = tf.function(self._loss_and_gradients, input_signature=[x, labels, masks], autograph=False)
+        self._input_gradients = tf.function(
+            self._gradients_of_inputs, input_signature=[x, labels, masks], autograph=False
+        )
+        self._predict = tf.function(self._loss_and_output, input_signature=[x, labels], autograph=False)
 
     def set_weights(self, weights: Sequence[npt.NDArray[np.float32]]) -> None:
         """Sets the trainable weights, in Keras order; frozen ones keep the model's values."""
@@ -99,16 +101,37 @@ class KerasReference:
 
     def train(self, batches: Sequence[CheckBatch], plan: TrainingPlan) -> _Weights:
         """The weights after one step of the plan's ``tf.keras.optimizers`` per batch, from fresh slots."""
+        weights: _Weights = tuple(variable.numpy() for variable in self._model.trainable_weights)
+        step = self.begin_training(plan, weights)
+        for batch in batches:
+            weights = step(batch)
+        return weights
+
+    def begin_training(
+        self, plan: TrainingPlan, weights: Sequence[npt.NDArray[np.float32]]
+    ) -> Callable[[CheckBatch], _Weights]:
+        """A function that takes a step on a batch and gives the weights; between steps they may be set to others.
+
+        Args:
+            plan: Its optimizer starts with fresh slots.
+            weights: Where training starts, and FedProx's anchor.
+        """
         optimizer = keras_optimizer(plan)
         variables = self._model.trainable_weights
-        anchor = [variable.numpy() for variable in variables]
-        for batch in batches:
+        reached = tuple(weights)
+
+        def step(batch: CheckBatch) -> _Weights:
+            nonlocal reached
+            self.set_weights(reached)
             _, gradients = self._gradients(batch.x, batch.labels, self._masks(batch))
             if plan.proximal_mu:
-                triples = zip(gradients, variables, anchor, strict=True)
+                triples = zip(gradients, variables, weights, strict=True)
                 gradients = [gradient + plan.proximal_mu * (weight - start) for gradient, weight, start in triples]
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return tuple(weight.numpy() for weight in variables)
+            reached = tuple(weight.numpy() for weight in variables)
+            return reached
+
+        return step
 
     def _loss_and_gradients(self, x: Any, labels: Any, masks: Sequence[Any]) -> tuple[Any, Any]:
         self._set_masks(masks)

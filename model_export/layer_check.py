@@ -10,7 +10,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from model_export.conversion import count_ops, quiet_tensorflow
+from model_export.conversion import quiet_tensorflow
+from model_export.file_ops import count_ops
 from model_export.keras_graph import read_graph
 from model_export.layer_table import row_model
 from model_export.lowering.forward import LoweredModel

@@ -27,7 +27,7 @@ class LiteModel:
     def __init__(self, model: bytes, *, num_threads: int = 1) -> None:
         self._interpreter = Interpreter(model_content=model, num_threads=num_threads)
         self._runners: dict[str, Any] = {
-            name: self._interpreter.get_signature_runner(name) for name in contract.SIGNATURES
+            name: self._interpreter.get_signature_runner(name) for name in self._interpreter.get_signature_list()
         }
         self.absolute_error_sum = 0.0
         """Of the batch that was trained or evaluated last; 0 for a file that gives none."""

@@ -146,7 +146,7 @@ class _Comparison:
             num_steps=1,
             loss_error=float(np.max(np.abs(losses - keras_losses) / np.maximum(1.0, keras_losses))),
             gradient_error=gradient_error(gradients, keras_gradients),
-            weight_error=self._weight_error([batch], weights),
+            weight_error=self._weight_error([batch], weights, self.reference.begin_training(self.plan, weights)(real)),
             output_error=_largest_difference(output, keras_output) / max(1.0, float(np.abs(keras_output).max())),
             num_correct_difference=abs(num_correct - keras_correct),
         )
@@ -155,32 +155,28 @@ class _Comparison:
         """Compares the weights after steps without a ``restore`` between: the slots' and the anchor's work."""
         drawn: list[CheckBatch] = []
         reached = weights
+        step = self.reference.begin_training(self.plan, weights)
         for _ in range(_SEVERAL_STEPS):
             # Each batch is screened where it will be used.
             drawn.append(batches.draw("random", reached))
-            reached = self._keras_steps(drawn, weights)
+            reached = step(drawn[-1].real_examples())
         return CheckedCase(
             name="several steps, blurred weights",
             num_examples=sum(batch.num_examples for batch in drawn),
             num_steps=len(drawn),
             loss_error=0.0,
             gradient_error=0.0,
-            weight_error=self._weight_error(drawn, weights),
+            weight_error=self._weight_error(drawn, weights, reached),
             output_error=0.0,
             num_correct_difference=0.0,
         )
 
-    def _weight_error(self, batches: Sequence[CheckBatch], weights: _Weights) -> float:
-        expected = self._keras_steps(batches, weights)
+    def _weight_error(self, batches: Sequence[CheckBatch], weights: _Weights, expected: _Weights) -> float:
         lite = self.files.trained
         lite.restore(weights)
         for batch in batches:
             lite.train(batch, self.plan.learning_rate, proximal_mu=self.plan.proximal_mu)
         return float(np.max([_largest_difference(a, b) for a, b in zip(lite.save(), expected, strict=True)]))
-
-    def _keras_steps(self, batches: Sequence[CheckBatch], weights: _Weights) -> _Weights:
-        self.reference.set_weights(weights)
-        return self.reference.train([batch.real_examples() for batch in batches], self.plan)
 
 
 def gradient_error(gradients: Sequence[npt.NDArray[np.float64]], expected: Sequence[npt.NDArray[np.float64]]) -> float:

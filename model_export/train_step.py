@@ -1,7 +1,7 @@
 """The five signatures of a trainable model file, as one TensorFlow module."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -17,6 +17,9 @@ __all__ = ["TrainStep"]
 
 _LEAST_WEIGHT_SUM = 1e-30
 """Keeps a batch of padding alone from dividing by zero; its gradient is zero either way."""
+
+
+_Function: TypeAlias = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 class TrainStep(tf.Module):
@@ -43,8 +46,8 @@ class TrainStep(tf.Module):
         self._optimizer = build_optimizer(plan, self._weights)
         self._proximal_term = ProximalTerm(self._weights) if plan.proximal_mu else None
 
-    def signatures(self) -> dict[str, Any]:
-        """Concrete functions of the five signatures, by name."""
+    def signatures(self, names: Sequence[str] = contract.SIGNATURES) -> dict[str, Any]:
+        """Concrete functions of the signatures, by name; those asked for."""
         batch = self._batch_size
         x = tf.TensorSpec([batch, *self._graph.input_shape], tf.float32, contract.X)
         y = tf.TensorSpec([batch, *self._label_shape], self._label_dtype, contract.LABEL)
@@ -58,13 +61,14 @@ class TrainStep(tf.Module):
             tf.TensorSpec(shape, tf.float32, contract.weight_name(index))
             for index, shape in enumerate(self._graph.weight_shapes)
         ]
-        return {
-            contract.TRAIN: _concrete(self._train, train_inputs),
-            contract.EVALUATE: _concrete(self._evaluate, [x, y, weight]),
-            contract.INFER: _concrete(self._infer, [x]),
-            contract.SAVE: _concrete(self._save, []),
-            contract.RESTORE: _concrete(self._restore, restored),
+        functions: dict[str, tuple[_Function, Sequence[Any]]] = {
+            contract.TRAIN: (self._train, train_inputs),
+            contract.EVALUATE: (self._evaluate, [x, y, weight]),
+            contract.INFER: (self._infer, [x]),
+            contract.SAVE: (self._save, []),
+            contract.RESTORE: (self._restore, restored),
         }
+        return {name: _concrete(*functions[name]) for name in names}
 
     def _train(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = [variable.read_value() for variable in self._weights]
@@ -138,7 +142,7 @@ class TrainStep(tf.Module):
         return tf.transpose(tf.reshape(value, self._stored_shape(index)[1:]))
 
 
-def _concrete(function: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], inputs: Sequence[Any]) -> Any:
+def _concrete(function: _Function, inputs: Sequence[Any]) -> Any:
     """Traces ``function``, which takes one mapping, as a signature of named inputs."""
     names = [spec.name for spec in inputs]
 

@@ -8,8 +8,8 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from model_export.check_batches import CheckBatch
-from model_export.conversion import count_ops
 from model_export.exporter import build_export
+from model_export.file_ops import count_ops
 from model_export.lite_model import LiteModel
 from model_export.zoo import digits_cnn, digits_mlp
 from wire_protocol.local_order import local_steps
