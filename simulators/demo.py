@@ -30,7 +30,8 @@ from edge_client.training import ArrayExamples, TrainingJob
 from simulators.curve import draw_curve
 from simulators.demo_report import DemoConfig, DemoReport, DemoRound
 from simulators.errors import FleetFailed
-from simulators.process_fleet import ProcessFleet, write_device_config
+from simulators.offline_enrolment import enrol_offline
+from simulators.process_fleet import ProcessFleet, device_state_dir, write_device_config
 from simulators.scenario import Scenario, load_scenario
 from wire_protocol.messages import RoundKind
 from wire_protocol.privacy_spec import PrivacySpec
@@ -70,8 +71,11 @@ def run_demo(
     with tempfile.TemporaryDirectory(prefix="flockwise-demo-") as work, contextlib.ExitStack() as stack:
         root = Path(work)
         url = stack.enter_context(broker_at(config.broker))
-        fleet = stack.enter_context(_start_devices(config, scenario, root, url))
+        configs = _write_devices(config, scenario, root, url)
         clock.lap("start")
+        roster_file = _enrol_devices(scenario, root)
+        clock.lap("enrol")
+        fleet = stack.enter_context(ProcessFleet(configs, num_processes=config.num_processes, log_dir=root / "logs"))
         on_progress("exporting the Keras model to a trainable TFLite file, and proving it equal to Keras")
         bundle, certificate = _export(config, scenario, root / "bundle")
         clock.lap("export")
@@ -82,7 +86,8 @@ def run_demo(
         clock.lap("compile")
         on_progress(f"training on {scenario.num_devices} devices over {url}")
         show = _Show(scenario, bundle, on_round)
-        loop = _run(config, url, fleet, show, bundle=bundle, aggregator=aggregator, task=task)
+        server = _server_config(config, url, roster_file)
+        loop = _run(server, fleet, show, bundle=bundle, aggregator=aggregator, task=task)
         clock.lap("rounds")
     report = DemoReport(
         config=config,
@@ -101,8 +106,8 @@ def run_demo(
     return report
 
 
-def _start_devices(config: DemoConfig, scenario: Scenario, root: Path, url: str) -> ProcessFleet:
-    """Writes every device's data and configuration and makes the fleet (started by the caller)."""
+def _write_devices(config: DemoConfig, scenario: Scenario, root: Path, url: str) -> list[Path]:
+    """Writes every device's data and configuration; returns the configurations."""
     configs = []
     for index in range(scenario.num_devices):
         device_id = scenario.device_id(index)
@@ -118,7 +123,16 @@ def _start_devices(config: DemoConfig, scenario: Scenario, root: Path, url: str)
         )
         x, y = scenario.examples(index)
         write_examples(root / device_id / "data", x=x, y=y)
-    return ProcessFleet(configs, num_processes=config.num_processes, log_dir=root / "logs")
+    return configs
+
+
+def _enrol_devices(scenario: Scenario, root: Path) -> Path:
+    """Gives every device its key and its place in the roster; returns the roster. Nobody else is heard."""
+    devices = [scenario.device_id(index) for index in range(scenario.num_devices)]
+    roster_file = root / "roster.sqlite"
+    state_dirs = {device_id: device_state_dir(root, device_id) for device_id in devices}
+    enrol_offline(roster_file, state_dirs, population=_POPULATION)
+    return roster_file
 
 
 def _device_rules(config: DemoConfig) -> str:
@@ -199,8 +213,7 @@ class _Show:
 
 
 def _run(
-    config: DemoConfig,
-    url: str,
+    server: ServerConfig,
     fleet: ProcessFleet,
     show: _Show,
     *,
@@ -209,17 +222,6 @@ def _run(
     task: TaskState,
 ) -> RoundLoop:
     """Runs the rounds; ends early if a device process dies."""
-    server = ServerConfig(
-        broker_url=url,
-        population=_POPULATION,
-        policy=_round_policy(config),
-        schedule=RoundSchedule(
-            num_commits=config.num_rounds,
-            # Figures of an evaluation would be an unpriced release.
-            evaluate_every=config.num_rounds if config.epsilon is None else 0,
-        ),
-        admission=AdmissionPolicy(),
-    )
     loop = run_rounds(
         server,
         bundle=bundle,
@@ -231,6 +233,21 @@ def _run(
     if fleet.failed.is_set():
         raise FleetFailed(fleet.problem())
     return loop
+
+
+def _server_config(config: DemoConfig, url: str, roster_file: Path) -> ServerConfig:
+    return ServerConfig(
+        broker_url=url,
+        population=_POPULATION,
+        policy=_round_policy(config),
+        schedule=RoundSchedule(
+            num_commits=config.num_rounds,
+            # Figures of an evaluation would be an unpriced release.
+            evaluate_every=config.num_rounds if config.epsilon is None else 0,
+        ),
+        admission=AdmissionPolicy(),
+        roster_file=roster_file,
+    )
 
 
 def _round_policy(config: DemoConfig) -> RoundPolicy:

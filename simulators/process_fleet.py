@@ -15,9 +15,14 @@ from typing import Self
 
 from simulators.errors import FleetFailed
 
-__all__ = ["ProcessFleet", "write_device_config"]
+__all__ = ["ProcessFleet", "device_state_dir", "write_device_config"]
 
 _STOP_TIMEOUT_S = 15.0
+
+
+def device_state_dir(root: Path, device_id: str) -> Path:
+    """Where the configuration that `write_device_config` writes keeps the device's state."""
+    return root / device_id / "state"
 
 
 def write_device_config(
@@ -40,7 +45,7 @@ def write_device_config(
     home.mkdir(parents=True, exist_ok=True)
     path = home / "client.toml"
     quoted = {name: json.dumps(str(value)) for name, value in {
-        "id": device_id, "population": population, "state_dir": home / "state", "url": broker_url, "path": home / "data",
+        "id": device_id, "population": population, "state_dir": device_state_dir(root, device_id), "url": broker_url, "path": home / "data",
     }.items()}  # fmt: skip
     path.write_text(
         f"[device]\nid = {quoted['id']}\npopulation = {quoted['population']}\nstate_dir = {quoted['state_dir']}\n\n"

@@ -15,6 +15,7 @@ MAY_READ_IT = {
     "edge_client/doctor.py": "doctor shows it and says whether it can be right",
     "edge_client/identity.py": "a number to begin epochs with, if none is stored",
     "coordinator/server.py": "a token's expiry, on the coordinator's machine",
+    "simulators/offline_enrolment.py": "a token's expiry, on one machine",
     "flockwise/broker_commands.py": "a certificate's validity, on the operator's machine",
     "flockwise/probe_command.py": "a certificate's validity, on the operator's machine",
     "flockwise/roster_commands.py": "a token's expiry, on the coordinator's machine",
