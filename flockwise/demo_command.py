@@ -143,6 +143,7 @@ def _table(report: Any) -> Any:
         "privacy": _privacy_line(report),
         "federated evaluation": "  ".join(f"{name} {value:.4g}" for name, value in report.evaluation.items()) or "none",
         "devices, rounds": f"{report.config.num_devices}, {len(report.rounds)} committed, {report.num_abandoned} abandoned",
+        "identity": f"{report.num_authenticated} devices, enrolled, signed all they said",
         "reports rejected": "  ".join(f"{name} {count}" for name, count in report.rejections.items()) or "none",
         "model": f"{report.num_parameters:,} parameters; file {report.model_bytes:,} bytes, "
         f"{sum(report.op_counts.values())} ops, all builtin",

@@ -30,7 +30,7 @@ from edge_client.training import ArrayExamples, TrainingJob
 from simulators.curve import draw_curve
 from simulators.demo_report import DemoConfig, DemoReport, DemoRound
 from simulators.errors import FleetFailed
-from simulators.offline_enrolment import enrol_offline
+from simulators.offline_enrolment import enrol_offline, num_heard
 from simulators.process_fleet import ProcessFleet, device_state_dir, write_device_config
 from simulators.scenario import Scenario, load_scenario
 from wire_protocol.messages import RoundKind
@@ -89,12 +89,14 @@ def run_demo(
         server = _server_config(config, url, roster_file)
         loop = _run(server, fleet, show, bundle=bundle, aggregator=aggregator, task=task)
         clock.lap("rounds")
+        num_authenticated = num_heard(roster_file, population=_POPULATION)
     report = DemoReport(
         config=config,
         rounds=tuple(show.rounds),
         evaluation=show.evaluation,
         num_abandoned=show.num_abandoned,
         rejections={reason.value: count for reason, count in loop.rejections.items()},
+        num_authenticated=num_authenticated,
         num_parameters=bundle.plan.num_parameters,
         model_bytes=len(bundle.model_bytes),
         op_counts=certificate["op_counts"],

@@ -70,6 +70,8 @@ class DemoReport:
     """Metrics of the closing federated evaluation, on the devices' own training examples."""
     num_abandoned: int
     rejections: Mapping[str, int]
+    num_authenticated: int
+    """Devices whose signatures the coordinator has checked and believed."""
     num_parameters: int
     model_bytes: int
     op_counts: Mapping[str, int]

@@ -18,7 +18,7 @@ from wire_protocol.enrolment import EnrolmentOutcome, EnrolmentToken
 from wire_protocol.messages import Enrol, encode_message, message_kind
 from wire_protocol.topics import device_up
 
-__all__ = ["enrol_offline"]
+__all__ = ["enrol_offline", "num_heard"]
 
 _VALID_S: Final = 3600.0
 _NONCE_BYTES: Final = 16
@@ -50,6 +50,21 @@ def enrol_offline(roster_file: Path, state_dirs: Mapping[str, Path], *, populati
     guard.close()
     if num_enrolled != len(state_dirs):
         raise FleetFailed(f"only {num_enrolled} of {len(state_dirs)} devices could be enrolled")
+
+
+def num_heard(roster_file: Path, *, population: str) -> int:
+    """How many devices a coordinator has believed since they were enrolled, as it has written down.
+
+    `enrol_offline` leaves every device at the first message of its first epoch; each start of a daemon begins another.
+
+    Raises:
+        RosterUnusable: The roster cannot be used.
+    """
+    roster = Roster(roster_file)
+    try:
+        return sum(record.high_water.counter > 1 for record in roster.devices(population))
+    finally:
+        roster.close()
 
 
 def _request(token: EnrolmentToken, device_id: str, state_dir: Path, population: str) -> Incoming:

@@ -38,6 +38,7 @@ def test_the_readmes_first_command_trains_digits_to_90_percent_and_leaves_curve_
     report = json.loads((tmp_path / "flockwise-demo" / "report.json").read_text())
     assert report["final_test_accuracy"] >= 0.9
     assert report["config"]["num_devices"] == 20
+    assert report["num_authenticated"] == 20
     assert len(report["rounds"]) == 10
     assert not any(name.startswith(("Flex", "CUSTOM")) for name in report["op_counts"])
     assert (tmp_path / "flockwise-demo" / "curve.png").read_bytes()[:4] == b"\x89PNG"
