@@ -41,6 +41,7 @@ FAILPOINTS: Final = (
     "coordinator.file.before_rename",
     "coordinator.file.after_rename",
     "coordinator.round.ended",
+    "coordinator.round.waiting",
     "coordinator.round.opened",
     "device.start",
     "device.link_up",

@@ -22,7 +22,7 @@ class Publish:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Fold:
-    """Add this admitted update to the round's accumulator, then call ``FleetCoordinator.folded``."""
+    """Journal this admitted update, so that it counts, then call ``FleetCoordinator.folded``; add it to the round's sum."""
 
     device_id: str
     update: ClientUpdate
@@ -32,7 +32,7 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FoldMetrics:
-    """Add this admitted evaluation to the round's metrics, then call ``FleetCoordinator.folded``."""
+    """The same for an admitted evaluation."""
 
     device_id: str
     metrics: Metrics

@@ -182,7 +182,7 @@ class FleetCoordinator:
         return self._settle(now)
 
     def folded(self, device_id: str, *, now: float) -> list[Action]:
-        """Notes that an update handed out by ``Fold`` or ``FoldMetrics`` has been added; answers its device."""
+        """Notes that an update handed out by ``Fold`` or ``FoldMetrics`` counts; answers its device."""
         round_ = self._require_round()
         round_.mark(device_id, MemberState.FOLDED)
         if round_.assigned_at is not None:

@@ -99,7 +99,7 @@ class ReportIntake:
             return self._reject(report, error.reason, member)
 
     def accepted(self, device_id: str, round_: Round) -> Receipt:
-        """The receipt for an update that has been folded."""
+        """The receipt for an update that counts."""
         return Receipt(round_id=round_.round_id, nonce=round_.cohort[device_id].nonce, status=ReceiptStatus.ACCEPTED)
 
     def _find(self, device_id: str, report: Report) -> tuple[Round, Member]:

@@ -1,8 +1,9 @@
 """The journal of rounds: what was assigned and what was counted, durable before any device is told so.
 
 SQLite in WAL mode with ``synchronous=FULL``: when `sync` returns, everything noted before it survives a power cut. The
-journal is the only memory of an unfinished round. After a restart the round's contributions are folded again, in the
-order of their arrival, into a fresh accumulator: so the accumulator and the set of counted updates cannot disagree.
+journal is the only memory of an unfinished round. After a restart, and when the aggregator comes later than the
+updates, the round's contributions are folded from it, in the order of their arrival (`round_sums`): so the accumulator
+and the set of counted updates cannot disagree.
 """
 
 import dataclasses
@@ -71,6 +72,9 @@ class Journal(Protocol):
     def add(self, round_id: int, contribution: Contribution) -> None:
         """Notes a contribution and that its device has been counted: both or neither."""
 
+    def stop_reporting(self, round_id: int) -> None:
+        """Notes that a round takes no more reports."""
+
     def close_round(self, round_id: int, state: RoundState) -> None:
         """Notes how a round ended."""
 
@@ -94,6 +98,9 @@ class ForgetfulJournal:
         """Notes nothing."""
 
     def add(self, round_id: int, contribution: Contribution) -> None:
+        """Notes nothing."""
+
+    def stop_reporting(self, round_id: int) -> None:
         """Notes nothing."""
 
     def close_round(self, round_id: int, state: RoundState) -> None:
@@ -197,6 +204,10 @@ class RoundJournal:
             "UPDATE members SET state = ?, rejection = ? WHERE round_id = ? AND device_id = ?",
             (state.value, None if rejection is None else rejection.value, round_id, device_id),
         )
+
+    def stop_reporting(self, round_id: int) -> None:
+        """Notes that a round takes no more reports: whatever restarts, it will only be aggregated or abandoned."""
+        self._write("UPDATE rounds SET state = ? WHERE round_id = ?", (RoundState.AGGREGATING.value, round_id))
 
     def close_round(self, round_id: int, state: RoundState) -> None:
         """Notes how a round ended, drops its contributions, and forgets rounds long over."""

@@ -1,7 +1,8 @@
-"""Round after round: opens them, folds what the fleet delivers, stores the result, and only then opens the next.
+"""Round after round: opens them, counts what the fleet delivers, stores the result, and only then opens the next.
 
 Without a clock or a thread of its own: `server` drives it with a real link and monotonic time, `simulators` with an
-in-memory broker and virtual time.
+in-memory broker and virtual time. The aggregator may come later than the first reports: these are journalled and
+acknowledged without it; only the end of a training or evaluation round waits for it.
 """
 
 import collections
@@ -13,13 +14,14 @@ from typing import Protocol
 from broker_link.failpoints import hit
 from broker_link.link import LinkEvent
 from coordinator.actions import Action, CohortAssigned, Fold, FoldMetrics, Publish, RoundEnded, RoundOrder
-from coordinator.admission import decode_client_update
-from coordinator.aggregation import Aggregator, EvaluationAccumulator, RoundAccumulator, ServerState
+from coordinator.aggregation import Aggregator, ServerState
 from coordinator.errors import AggregationError
 from coordinator.fleet import FleetCoordinator
+from coordinator.late_aggregator import LateAggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, ForgetfulJournal, Journal, JournaledRound
 from coordinator.round_recovery import recover
+from coordinator.round_sums import RoundSums
 from coordinator.round_table import Round, RoundEvent, RoundState
 from wire_protocol.errors import WireError
 from wire_protocol.messages import RejectionReason, RoundKind
@@ -89,8 +91,8 @@ class RoundLoop:
 
     Args:
         fleet: The coordinator's talk with the devices.
-        aggregator: Folds updates and computes the next state.
-        state: Where to start from.
+        aggregator: Folds updates and computes the next state; it may still be in the making.
+        state: Where to start from; without commits its weights are enough.
         schedule: Which rounds to run.
         store: Committed states are durable here before the next round is opened.
         publish: Sends a message: (topic, payload, retain).
@@ -106,7 +108,7 @@ class RoundLoop:
         self,
         *,
         fleet: FleetCoordinator,
-        aggregator: Aggregator,
+        aggregator: Aggregator | LateAggregator,
         state: ServerState,
         schedule: RoundSchedule,
         store: StateStore,
@@ -118,7 +120,6 @@ class RoundLoop:
         flushes_itself: bool = True,
     ) -> None:
         self._fleet = fleet
-        self._aggregator = aggregator
         self._schedule = schedule
         self._store = store
         self._publish = publish
@@ -128,8 +129,8 @@ class RoundLoop:
         self._journal = journal or ForgetfulJournal()
         self._flushes_itself = flushes_itself
         self._noted: list[Fold | FoldMetrics] = []
-        self._accumulator: RoundAccumulator | None = None
-        self._evaluation: EvaluationAccumulator | None = None
+        late = aggregator if isinstance(aggregator, LateAggregator) else LateAggregator.ready(aggregator)
+        self._sums = RoundSums(aggregator=late, journal=self._journal, plan=fleet.plan)
         self._evaluation_is_due = False
         self._abandoned_in_a_row = 0
         self.state = state
@@ -159,8 +160,9 @@ class RoundLoop:
         self._evaluation_is_due = self._is_evaluation_missing(recovery.over)
         self._journal.sync()
         hit("coordinator.start.after_recovery")
-        resumed = None if recovery.unfinished is None else self._resume(recovery.unfinished, now)
-        self._run(self._open_next(now) if resumed is None else resumed, now)
+        unfinished = recovery.unfinished
+        self._run(self._open_next(now) if unfinished is None else self._resume(unfinished, now), now)
+        self._run(self._catch_up(now), now)
 
     def handle(self, event: LinkEvent, *, now: float) -> None:
         """Takes a link event."""
@@ -169,6 +171,7 @@ class RoundLoop:
     def tick(self, *, now: float) -> None:
         """Lets time pass."""
         self.flush(now=now)
+        self._run(self._catch_up(now), now)
         self._run(self._fleet.tick(now=now), now)
 
     def expel(self, device_id: str, *, now: float) -> None:
@@ -177,13 +180,13 @@ class RoundLoop:
         self._run(self._fleet.expel(device_id, now=now), now)
 
     def flush(self, *, now: float) -> None:
-        """Makes the updates taken since the last flush durable, all at once; then folds and acknowledges them."""
+        """Makes the updates taken since the last flush durable, all at once; then counts and acknowledges them."""
         while self._noted:
             noted, self._noted = self._noted, []
             self._journal.sync()
             for action in noted:
                 hit("coordinator.fold.before")
-                self._fold(action)
+                self._sums.count(action)
                 hit("coordinator.fold.after")
                 self._carry_out(self._fleet.folded(action.device_id, now=now), now)
 
@@ -228,46 +231,33 @@ class RoundLoop:
         self._journal.add(round_.round_id, _contribution(action))
         self._noted.append(action)
 
-    def _fold(self, action: Fold | FoldMetrics) -> None:
-        if isinstance(action, Fold) and self._accumulator is not None:
-            self._accumulator.fold(action.update)
-        elif isinstance(action, FoldMetrics) and self._evaluation is not None:
-            self._evaluation.fold(action.metrics)
-        else:
-            raise AssertionError(f"{type(action).__name__} in a round of the other kind")
+    def _checkpoint(self) -> bytes:
+        """The weights that a round's cohort starts from."""
+        return encode_tensors(self.state.weights)
 
-    def _begin(self, kind: RoundKind) -> bytes:
-        """Makes the round's accumulator; returns the checkpoint that its cohort starts from."""
-        self._accumulator = self._aggregator.begin(self.state) if kind is RoundKind.TRAIN else None
-        self._evaluation = self._aggregator.begin_evaluation() if kind is RoundKind.EVALUATE else None
-        return encode_tensors(self._aggregator.weights(self.state))
-
-    def _resume(self, known: JournaledRound, now: float) -> list[Action] | None:
-        """Goes on with an interrupted round; None if what it had counted cannot be read again."""
-        checkpoint = self._begin(known.kind)
-        try:
-            for contribution in self._journal.contributions(known.round_id):
-                self._fold(self._as_fold(contribution))
-        except (WireError, AggregationError):
-            _LOG.exception("round_not_resumed round_id=%d", known.round_id)
-            self._journal.close_round(known.round_id, RoundState.ABANDONED)
-            self._journal.sync()
-            return None
+    def _resume(self, known: JournaledRound, now: float) -> list[Action]:
+        """Goes on with an interrupted round; what it has counted is folded again by `_catch_up`."""
         self._evaluation_is_due = known.kind is RoundKind.EVALUATE
         round_ = self._as_round(known, now)
+        self._sums.begin(known.round_id, known.kind, self.state, num_counted=round_.num_folded)
         _LOG.info("round_resumed round_id=%d updates=%d", known.round_id, round_.num_folded)
-        return self._fleet.restore_round(round_, checkpoint, now=now)
+        return self._fleet.restore_round(round_, self._checkpoint(), now=now)
 
-    def _as_fold(self, contribution: Contribution) -> Fold | FoldMetrics:
-        if contribution.model_delta is None:
-            return FoldMetrics(device_id=contribution.device_id, metrics=contribution.metrics)
-        update = decode_client_update(
-            contribution.model_delta,
-            self._fleet.plan,
-            aggregation_weight=contribution.aggregation_weight,
-            metrics=contribution.metrics,
-        )
-        return Fold(device_id=contribution.device_id, update=update, encoded=contribution.model_delta)
+    def _catch_up(self, now: float) -> list[Action]:
+        """Folds what was counted before the aggregator was there, and ends the round that has waited for it."""
+        round_ = self._fleet.current_round
+        if round_ is None or (self._sums.is_complete and round_.state is not RoundState.AGGREGATING):
+            return []
+        if not self._sums.open():
+            return []
+        if round_.state is RoundState.AGGREGATING:
+            return self._end_round(round_, now)
+        try:
+            self._sums.catch_up()
+        except (WireError, AggregationError):
+            _LOG.exception("round_not_resumed round_id=%d", round_.round_id)
+            return self._close_round(round_, RoundEvent.AGGREGATION_FAILED, {}, now)
+        return []
 
     def _as_round(self, known: JournaledRound, now: float) -> Round:
         """A round of an earlier life; an unfinished one has its whole report time again."""
@@ -288,7 +278,8 @@ class RoundLoop:
         if self.is_done:
             return self._fleet.dismiss()
         kind = RoundKind.EVALUATE if self._evaluation_is_due else RoundKind.TRAIN
-        order = RoundOrder(round_id=self._round_ids.next_id(), kind=kind, checkpoint=self._begin(kind))
+        order = RoundOrder(round_id=self._round_ids.next_id(), kind=kind, checkpoint=self._checkpoint())
+        self._sums.begin(order.round_id, kind, self.state)
         self._journal.open_round(order.round_id, kind, base_commits=self.state.num_commits)
         hit("coordinator.round.opened")
         _LOG.info("round_opened round_id=%d kind=%s", order.round_id, kind.value)
@@ -296,15 +287,27 @@ class RoundLoop:
 
     def _end_round(self, round_: Round, now: float) -> list[Action]:
         hit("coordinator.round.ended")
+        if round_.state is not RoundState.AGGREGATING:
+            return self._close_round(round_, RoundEvent.CANCELLED, {}, now)
+        if not self._sums.open():
+            # It takes no report from here on, and says so to late ones: no restart may open it again.
+            self._journal.stop_reporting(round_.round_id)
+            self._journal.sync()
+            hit("coordinator.round.waiting")
+            return []
         metrics: Mapping[str, float] = {}
         event = RoundEvent.RESULT_STORED
-        if round_.state is RoundState.AGGREGATING:
-            try:
-                metrics = self._aggregate(round_)
-            except AggregationError:
-                _LOG.exception("aggregation_failed round_id=%d", round_.round_id)
-                event = RoundEvent.AGGREGATION_FAILED
-        self._fleet.close_round(event, now=now)
+        try:
+            self._sums.catch_up()
+            metrics = self._aggregate(round_)
+        except (WireError, AggregationError):
+            _LOG.exception("aggregation_failed round_id=%d", round_.round_id)
+            event = RoundEvent.AGGREGATION_FAILED
+        return self._close_round(round_, event, metrics, now)
+
+    def _close_round(self, round_: Round, event: RoundEvent, metrics: Mapping[str, float], now: float) -> list[Action]:
+        """Writes down how a round ended (``event`` is of no matter if it is abandoned already); opens the next."""
+        notices = self._fleet.close_round(event, now=now)
         self._journal.close_round(round_.round_id, round_.state)
         self._journal.sync()
         self._note_outcome(round_)
@@ -325,15 +328,13 @@ class RoundLoop:
             *(round_.state.value, round_.round_id, round_.kind.value, summary.num_reports, summary.num_assigned),
         )
         self._on_round(summary, self.state)
-        return self._open_next(now)
+        return [*notices, *self._open_next(now)]
 
     def _aggregate(self, round_: Round) -> Mapping[str, float]:
-        if round_.kind is RoundKind.EVALUATE and self._evaluation is not None:
-            return self._evaluation.finish()
-        if self._accumulator is None:
-            raise AssertionError("a training round without an accumulator")
+        if round_.kind is RoundKind.EVALUATE:
+            return self._sums.finish_evaluation()
         hit("coordinator.aggregate.before")
-        result = self._accumulator.finish()
+        result = self._sums.finish_training()
         hit("coordinator.aggregate.after")
         # Durable first: no device may ever see a checkpoint that a crash could take back.
         self._store.save(result.state)

@@ -7,8 +7,9 @@ Every crash falls between two durable steps, and the journal and the stored stat
 | committed or abandoned | any number of commits | nothing was under way | a new round is opened |
 | selecting | any | no device knows of it | it is abandoned |
 | reporting | the commits it started from | the round was under way | it goes on: contributions are folded again |
-| reporting, training | one commit more | the result was stored, the journal not closed | it is committed |
-| reporting | anything else | state files were put back or removed | it is abandoned |
+| aggregating | the commits it started from | it waited for the aggregator | it goes on, and takes no report |
+| either, training | one commit more | the result was stored, the journal not closed | it is committed |
+| either | anything else | state files were put back or removed | it is abandoned |
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ from coordinator.round_table import RoundState
 from wire_protocol.messages import RoundKind
 
 __all__ = ["Recovery", "recover"]
+
+_UNDER_WAY = frozenset({RoundState.REPORTING, RoundState.AGGREGATING})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +48,7 @@ def recover(rounds: list[JournaledRound], *, num_commits: int) -> Recovery:
     for known in rounds:
         if known.state in {RoundState.COMMITTED, RoundState.ABANDONED}:
             over.append(known)
-        elif known is rounds[-1] and known.state is RoundState.REPORTING and known.base_commits == num_commits:
+        elif known is rounds[-1] and known.state in _UNDER_WAY and known.base_commits == num_commits:
             unfinished = known
         else:
             ended = dataclasses.replace(known, state=_fate(known, num_commits))
@@ -55,7 +58,5 @@ def recover(rounds: list[JournaledRound], *, num_commits: int) -> Recovery:
 
 
 def _fate(known: JournaledRound, num_commits: int) -> RoundState:
-    was_stored = (
-        known.state is RoundState.REPORTING and known.kind is RoundKind.TRAIN and num_commits == known.base_commits + 1
-    )
+    was_stored = known.state in _UNDER_WAY and known.kind is RoundKind.TRAIN and num_commits == known.base_commits + 1
     return RoundState.COMMITTED if was_stored else RoundState.ABANDONED

@@ -48,6 +48,7 @@ ROUND_TRANSITIONS: Final[Mapping[tuple[RoundState, RoundEvent], RoundState]] = t
         (RoundState.REPORTING, RoundEvent.REPORT_FOLDED): RoundState.REPORTING,
         (RoundState.REPORTING, RoundEvent.REPORTS_SUFFICE): RoundState.AGGREGATING,
         (RoundState.REPORTING, RoundEvent.DEADLINE_MISSED): RoundState.ABANDONED,
+        (RoundState.REPORTING, RoundEvent.AGGREGATION_FAILED): RoundState.ABANDONED,
         (RoundState.REPORTING, RoundEvent.CANCELLED): RoundState.ABANDONED,
         (RoundState.AGGREGATING, RoundEvent.RESULT_STORED): RoundState.COMMITTED,
         (RoundState.AGGREGATING, RoundEvent.AGGREGATION_FAILED): RoundState.ABANDONED,
@@ -80,6 +81,7 @@ class MemberState(enum.Enum):
     ADMITTED = "admitted"
     """Its report is handed out to be folded; the round does not end before it is."""
     FOLDED = "folded"
+    """Its report is in the journal for good, and in the sum: at once, or as soon as there is an aggregator."""
     REJECTED = "rejected"
     WITHDRAWN = "withdrawn"
 

@@ -16,12 +16,13 @@ from broker_link.link import LinkEvent
 from broker_link.paho_link import LinkTiming, PahoLink
 from broker_link.tls import ClientCertificate
 from coordinator.admission import AdmissionPolicy
-from coordinator.aggregation import Aggregator, ServerState
+from coordinator.aggregation import Aggregator, ServerState, check_tensors
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.checkpoints import CheckpointStore
 from coordinator.device_guard import DeviceGuard, open_guard, roster_guard
 from coordinator.errors import InvalidConfig
 from coordinator.fleet import FleetCoordinator
+from coordinator.late_aggregator import LateAggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
@@ -46,6 +47,9 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 _MAX_WAIT_S = 1.0
 _GROUP_COMMIT_S = 0.1
+# No SimpleQueue: CPython's waits for ever if a signal's handler returns after the time-out, as it does when an import of
+# TensorFlow in the other thread keeps the interpreter's lock; the signal to stop would be lost.
+_EventQueue = queue.Queue[LinkEvent]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,19 +119,25 @@ class TaskState:
     is_resumed: bool
 
 
-def open_task_state(state_dir: Path, bundle: TaskBundle, aggregator: Aggregator) -> TaskState:
+def open_task_state(state_dir: Path, bundle: TaskBundle) -> TaskState:
     """Opens a task's directory under ``state_dir``; goes on where it stopped, or starts from the bundle's weights.
+
+    Needs no aggregator, and so no TensorFlow. The weights that the first round starts from are stored like any state:
+    reports of that round belong to them, also if the bundle is exported again before it has ended.
 
     Raises:
         InvalidBundle: The file that remembers the last round id is damaged.
         JournalDamaged: The journal is damaged, or another coordinator is using it.
-        StateMismatch: The stored state is not one of this aggregator's (the aggregation settings were changed).
+        UpdateMismatch: The stored weights are not the plan's.
     """
     directory = state_dir / bundle.task_id
     store = CheckpointStore(directory / "states")
     found = store.load_latest()
-    state = aggregator.initialize(bundle.initial_weights) if found is None else found
-    aggregator.weights(state)
+    weights = bundle.initial_weights
+    state = found or ServerState(num_commits=0, num_weights=len(weights), leaves=weights)
+    check_tensors(state.weights, bundle.plan.weights)
+    if found is None:
+        store.save(state)
     round_ids = RoundIds(directory / "last_round_id", start=state.num_commits)
     journal = RoundJournal(directory / "journal.sqlite")
     return TaskState(store=store, journal=journal, round_ids=round_ids, state=state, is_resumed=found is not None)
@@ -137,7 +147,7 @@ def run_rounds(
     config: ServerConfig,
     *,
     bundle: TaskBundle,
-    aggregator: Aggregator,
+    aggregator: Aggregator | LateAggregator,
     task: TaskState,
     on_round: Callable[[RoundSummary, ServerState], None],
     stop: threading.Event,
@@ -147,7 +157,7 @@ def run_rounds(
     Args:
         config: Broker, population, goals.
         bundle: The task.
-        aggregator: Folds updates.
+        aggregator: Folds updates. One that is still to be made is started when the devices can be answered.
         task: Where to start from, and where committed states and counted updates go; its journal is closed at the end.
         on_round: Told of each round that is over, from this thread.
         stop: Set from anywhere to end after the message at hand.
@@ -158,6 +168,8 @@ def run_rounds(
     Raises:
         InvalidBrokerUrl: The broker's address cannot be understood.
         InvalidConfig: Evaluation rounds of a private task: their figures would be an unpriced release.
+        StateMismatch: The stored state is not one of this aggregator's (the aggregation settings were changed).
+        Exception: Whatever making the aggregator raised; what was counted is in the journal.
     """
     if bundle.plan.privacy is not None and config.schedule.evaluate_every:
         raise InvalidConfig("devices refuse to evaluate a private task: set evaluate_every to 0")
@@ -170,7 +182,7 @@ def run_rounds(
         rng=random.SystemRandom(),
         token=os.urandom,
     )
-    events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+    events = _EventQueue()
     link = PahoLink(
         url=config.broker_url,
         client_id=f"coordinator-{config.population}",
@@ -197,6 +209,8 @@ def run_rounds(
     link.start()
     try:
         loop.start(now=time.monotonic())
+        if isinstance(aggregator, LateAggregator) and not loop.is_done:
+            aggregator.start()
         while not loop.is_done and not stop.is_set():
             _step(loop, events, guard)
         loop.flush(now=time.monotonic())
@@ -223,7 +237,7 @@ def _with_refusals(summary: RoundSummary, guard: DeviceGuard) -> RoundSummary:
     return dataclasses.replace(summary, refusals={reason.value: num for reason, num in guard.refusals.items()})
 
 
-def _step(loop: RoundLoop, events: "queue.SimpleQueue[LinkEvent]", guard: DeviceGuard) -> None:
+def _step(loop: RoundLoop, events: _EventQueue, guard: DeviceGuard) -> None:
     """Waits for the next event or deadline and lets the loop deal with it, and with whatever else has come by then.
 
     What comes together shares one flush of the disk; nobody waits longer than the window for his receipt.

@@ -150,7 +150,8 @@ def _aggregation_spec(options: dict[str, Any]) -> Any:
 
 def _serve(options: dict[str, Any]) -> int:
     from coordinator.broker_choice import broker_at, check_broker_choice
-    from coordinator.server import artefact_aggregator, open_task_state, run_rounds, tff_aggregator
+    from coordinator.late_aggregator import LateAggregator
+    from coordinator.server import open_task_state, run_rounds
     from coordinator.task_bundle import read_task_bundle
 
     bundle = read_task_bundle(options["task_dir"])
@@ -174,21 +175,18 @@ def _serve(options: dict[str, Any]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with broker_at(broker) as url:
+        task = open_task_state(options["state_dir"], bundle)
         click.echo(
-            f"coordinator task={bundle.task_id} broker={parse_broker_url(url)} compiling the aggregation ...", err=True
+            f"coordinator task={bundle.task_id} broker={parse_broker_url(url)} commits={task.state.num_commits} "
+            "compiling the aggregation while devices are answered ...",
+            err=True,
         )
-        if options["artefact_dir"] is not None:
-            aggregator = artefact_aggregator(options["artefact_dir"], bundle)
-        else:
-            aggregator = tff_aggregator(bundle, spec)
-        task = open_task_state(options["state_dir"], bundle, aggregator)
-        click.echo(f"coordinator ready commits={task.state.num_commits}", err=True)
         config = dataclasses.replace(config, broker_url=url)
         show = _print_round_json if options["as_json"] else _print_round_line
         loop = run_rounds(
             config,
             bundle=bundle,
-            aggregator=aggregator,
+            aggregator=LateAggregator(lambda: _make_aggregator(options, bundle, spec)),
             task=task,
             on_round=lambda summary, _: show(summary),
             stop=stop,
@@ -196,6 +194,14 @@ def _serve(options: dict[str, Any]) -> int:
     if loop.gave_up:
         return _GAVE_UP
     return 0 if loop.is_done else _STOPPED
+
+
+def _make_aggregator(options: dict[str, Any], bundle: Any, spec: Any) -> Any:
+    from coordinator.server import artefact_aggregator, tff_aggregator
+
+    if options["artefact_dir"] is not None:
+        return artefact_aggregator(options["artefact_dir"], bundle)
+    return tff_aggregator(bundle, spec)
 
 
 def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:

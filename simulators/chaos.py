@@ -39,6 +39,9 @@ _EXAMPLES_PER_DEVICE = 40
 _PATIENCE_S = 25.0
 _FOR_EVER = 1_000_000
 _ACCEPTED = re.compile(r"(device-\d+) INFO round_over round_id=(\d+) ending=accepted")
+_WAITING = "coordinator.round.waiting"
+"""Passed once in a life, and only if the aggregator comes later than a round's last report."""
+_LATE_S = 24.0
 _RESUMED = re.compile(r"(device-\d+) INFO report_resumed round_id=(\d+)")
 
 
@@ -128,7 +131,7 @@ def _kill_plan(seed: int) -> Iterator[tuple[str, int]]:
         rng.shuffle(names)
         for name in names:
             # What happens once in a process's life cannot be waited for twice.
-            once = name.startswith(("coordinator.start", "device.start"))
+            once = name.startswith(("coordinator.start", "device.start")) or name == _WAITING
             yield name, 1 if once else rng.choice((1, 1, 2, 3))
 
 
@@ -140,6 +143,7 @@ class _Bench:
         self._broker_url = broker_url
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._hit_log = directory / "hits.log"
+        self._num_lives = 0
         self.device_logs = [directory / f"device-{index}.log" for index in range(_NUM_DEVICES)]
         self.coordinator_directory = directory / "coordinator"
         scenario = load_scenario("digits", num_devices=1400 // _EXAMPLES_PER_DEVICE, partition="iid", alpha=1.0, seed=0)
@@ -220,6 +224,7 @@ class _Bench:
                 str(self.coordinator_directory),
                 self._broker_url,
                 str(_FOR_EVER),
+                str(self._late_s(armed)),
             ]
         else:
             config = self._configs[int(side.rpartition("-")[2])]
@@ -233,6 +238,13 @@ class _Bench:
                 stderr=log,
                 env=os.environ | armed,
             )
+
+    def _late_s(self, armed: dict[str, str]) -> float:
+        """How late the aggregator comes in the next life: in every second one it is there almost at once."""
+        if _WAITING in armed.get("FLOCKWISE_FAILPOINTS", ""):
+            return _LATE_S
+        self._num_lives += 1
+        return 2.0 * (self._num_lives % 2)
 
     def _stop(self, side: str) -> None:
         process = self._processes[side]

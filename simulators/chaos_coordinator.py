@@ -1,16 +1,19 @@
 """The coordinator of a chaos run: the real server, but its journal keeps every contribution for the audit.
 
-`python -m simulators.chaos_coordinator DIRECTORY BROKER_URL NUM_COMMITS`. Runs until it is killed or done.
+`python -m simulators.chaos_coordinator DIRECTORY BROKER_URL NUM_COMMITS LATE_S`. Runs until it is killed or done. Its
+aggregator is there LATE_S seconds after it has begun to answer devices, as one that TFF compiles would be.
 """
 
 import logging
 import sys
 import threading
+import time
 from pathlib import Path
 
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.checkpoints import CheckpointStore
+from coordinator.late_aggregator import LateAggregator
 from coordinator.numpy_mean import NumpyMeanAggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
@@ -72,8 +75,13 @@ def open_chaos_state(directory: Path, aggregator: NumpyMeanAggregator, bundle: T
     )
 
 
-def main(directory: Path, broker_url: str, num_commits: int) -> None:
+def main(directory: Path, broker_url: str, num_commits: int, late_s: float) -> None:
     """Runs the coordinator."""
+
+    def make() -> NumpyMeanAggregator:
+        time.sleep(late_s)
+        return aggregator
+
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     bundle = chaos_task()
     aggregator = NumpyMeanAggregator(bundle.plan.weights, AggregationSpec())
@@ -90,7 +98,7 @@ def main(directory: Path, broker_url: str, num_commits: int) -> None:
     run_rounds(
         config,
         bundle=bundle,
-        aggregator=aggregator,
+        aggregator=LateAggregator(make),
         task=open_chaos_state(directory, aggregator, bundle),
         on_round=lambda *_: None,
         stop=threading.Event(),
@@ -98,4 +106,4 @@ def main(directory: Path, broker_url: str, num_commits: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))

@@ -82,7 +82,7 @@ def run_demo(
         on_progress("compiling the server side with TensorFlow Federated")
         policy = _round_policy(config)
         aggregator = private_aggregator(tff_aggregator(bundle, config.aggregation), bundle.plan, policy)
-        task = open_task_state(root / "state", bundle, aggregator)
+        task = open_task_state(root / "state", bundle)
         clock.lap("compile")
         on_progress(f"training on {scenario.num_devices} devices over {url}")
         show = _Show(scenario, bundle, on_round)
@@ -229,7 +229,7 @@ def _run(
         bundle=bundle,
         aggregator=aggregator,
         task=task,
-        on_round=lambda summary, state: show.add(summary, aggregator.weights(state)),
+        on_round=lambda summary, state: show.add(summary, state.weights),
         stop=fleet.failed,
     )
     if fleet.failed.is_set():

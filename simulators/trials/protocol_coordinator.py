@@ -16,6 +16,7 @@ from coordinator.aggregation import ClientUpdate, ServerState
 from coordinator.checkpoints import CheckpointStore
 from coordinator.errors import JournalUnwritable
 from coordinator.fleet import FleetCoordinator
+from coordinator.late_aggregator import LateAggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
@@ -59,6 +60,10 @@ class _WatchedJournal(RoundJournal):
         self._reference.noted(round_id, contribution)
         super().add(round_id, contribution)
         self._fuse.burn()
+
+    def stop_reporting(self, round_id: int) -> None:
+        self._fuse.burn()
+        super().stop_reporting(round_id)
 
     def close_round(self, round_id: int, state: RoundState) -> None:
         self._fuse.burn()
@@ -113,7 +118,7 @@ class CoordinatorHost:
         self._reference = reference
         self._rng = rng
         self._task = trial_task()
-        self._aggregator: ExactMean | None = None
+        self._late: LateAggregator | None = None
         self._journal: _WatchedJournal | None = None
         self._store: CheckpointStore | None = None
         self.fuse = Fuse()
@@ -145,6 +150,9 @@ class CoordinatorHost:
             }
         )
         aggregator = ExactMean(self._task.plan.weights, _Folds(self._reference))
+        self._late = LateAggregator(lambda: aggregator)
+        if self._rng.random() < 0.5:  # noqa: PLR2004 - a coin
+            self._late.make_now()
         store = self._store = CheckpointStore(self._disk / "states")
         state = store.load_latest() or aggregator.initialize(self._task.initial_weights)
         fleet = self.fleet = FleetCoordinator(
@@ -157,7 +165,7 @@ class CoordinatorHost:
         )
         loop = RoundLoop(
             fleet=fleet,
-            aggregator=aggregator,
+            aggregator=self._late,
             state=state,
             schedule=RoundSchedule(num_commits=_FOR_EVER, evaluate_every=4, max_abandoned_in_a_row=_FOR_EVER),
             store=self,
@@ -209,6 +217,11 @@ class CoordinatorHost:
         """From now on the journal cannot be written."""
         if self._journal is not None:
             self._journal.is_disk_full = True
+
+    def bring_aggregator(self) -> None:
+        """The aggregator of this life is there, if it was not before."""
+        if self._late is not None and self._late.get() is None:
+            self._late.make_now()
 
     def tick(self, now: float) -> None:
         """Lets time pass."""

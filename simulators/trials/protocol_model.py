@@ -190,6 +190,10 @@ class ProtocolModel:
         """The coordinator's group commit."""
         self._coordinator.tick(self.now)
 
+    def aggregator_arrives(self, _pick: int) -> None:
+        """The coordinator's aggregator, which may come later than the coordinator itself, is there."""
+        self._coordinator.bring_aggregator()
+
     # -- machines that die
 
     def kill_device(self, pick: int) -> None:
@@ -254,6 +258,7 @@ class ProtocolModel:
             while self._flying:
                 self._flying.pop(0)()
                 self.boot_coordinator(0)
+            self._coordinator.bring_aggregator()
             for device in self._devices:
                 device.end_job(is_failure=False)
             if not self._flying:
@@ -308,6 +313,7 @@ RULES: Final[Mapping[str, tuple[Rule, int]]] = {
         (ProtocolModel.job_finishes, 150),
         (ProtocolModel.job_fails, 6),
         (ProtocolModel.coordinator_flushes, 60),
+        (ProtocolModel.aggregator_arrives, 4),
         (ProtocolModel.kill_device, 6),
         (ProtocolModel.doom_device, 8),
         (ProtocolModel.boot_device, 60),

@@ -116,10 +116,13 @@ class ProtocolReference:
             self._rejected.add(key)
 
     def folded(self, current: Sequence[ClientUpdate]) -> None:
-        """The updates in the accumulator, in order: each is a device's, and none is there twice."""
+        """The updates in the accumulator: each is a device's, none is there twice, and they are the journal's first."""
         keys = [self._by_delta.get(_raw(update.model_delta)) for update in current]
         _require(None not in keys, "an update was folded that no device made")
         _require(len(set(keys)) == len(keys), "an update was folded twice")
+        counted = [list(of_round.values()) for of_round in self._durable.values()]
+        in_order = any(keys == known[: len(keys)] for known in counted)
+        _require(in_order, "an update was folded before it was durable, or not in the journal's order")
 
     def committed_round(self, state: ServerState, rows: Sequence[Contribution], round_id: int) -> None:
         """A new state is durable: the mean of exactly what the journal counted."""

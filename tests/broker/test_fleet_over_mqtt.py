@@ -139,7 +139,7 @@ def _serve(url, population, bundle, aggregator, tmp_path, *, num_rounds, num_dev
         config,
         bundle=bundle,
         aggregator=aggregator,
-        task=open_task_state(tmp_path / "state", bundle, aggregator),
+        task=open_task_state(tmp_path / "state", bundle),
         on_round=lambda summary, _: summaries.append(summary),
         stop=stop or threading.Event(),
     )

@@ -75,7 +75,7 @@ class Fleet:
         try:
             run_rounds(
                 config, bundle=BUNDLE, aggregator=aggregator,
-                task=open_task_state(self.directory / "state", BUNDLE, aggregator),
+                task=open_task_state(self.directory / "state", BUNDLE),
                 on_round=lambda summary, _: self.summaries.append(summary), stop=self.stopping,
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - told to the test

@@ -1,7 +1,8 @@
 """The coordinator is killed before every single thing it does, in turn; nothing acknowledged is lost, nothing counts twice.
 
 Real device agents on virtual time, the real journal and state files on disk. A kill takes the process's memory and
-every transaction that was not committed; the next life reads the files and goes on.
+every transaction that was not committed; the next life reads the files and goes on. Its aggregator may be there at once,
+or any number of messages later.
 """
 
 import random
@@ -13,6 +14,7 @@ from broker_link.link import Incoming
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.checkpoints import CheckpointStore
 from coordinator.fleet import FleetCoordinator
+from coordinator.late_aggregator import LateAggregator
 from coordinator.numpy_mean import NumpyMeanAggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
@@ -66,16 +68,22 @@ class FinishedRounds(NumpyMeanAggregator):
 
 
 class Life:
-    """One life of the coordinator process: killed when it is about to do its ``kill_at``-th thing."""
+    """One life of the coordinator process: killed when it is about to do its ``kill_at``-th thing.
 
-    def __init__(self, bench: "Bench", kill_at: int | None) -> None:
+    Its aggregator is there after ``lag`` messages.
+    """
+
+    def __init__(self, bench: "Bench", kill_at: int | None, lag: int = 0) -> None:
         self._bench = bench
+        self._lag = lag
         self._kill_at = kill_at
         self.num_done = 0
         self.journal = RoundJournal(bench.directory / "journal.sqlite")
-        aggregator = bench.aggregator
+        self.late = LateAggregator(lambda: bench.aggregator)
+        if not lag:
+            self.late.make_now()
         store = CheckpointStore(bench.directory / "states")
-        state = store.load_latest() or aggregator.initialize(BUNDLE.initial_weights)
+        state = store.load_latest() or bench.aggregator.initialize(BUNDLE.initial_weights)
         ids = RoundIds(bench.directory / "last_round_id", start=state.num_commits)
         fleet = FleetCoordinator(
             population="virtual", bundle=BUNDLE, policy=POLICY, rng=random.Random(1), token=random.Random(2).randbytes
@@ -84,14 +92,14 @@ class Life:
         self.is_alive = True
         self.loop = RoundLoop(
             fleet=fleet,
-            aggregator=aggregator,
+            aggregator=self.late,
             state=state,
             schedule=RoundSchedule(num_commits=NUM_COMMITS),
             store=self._watched(store, "save"),
             publish=self._publish,
             round_ids=self._watched(ids, "next_id"),
             on_round=lambda summary, _: bench.summaries.append(summary),
-            journal=self._watched(self.journal, "open_round", "assign", "add", "close_round", "sync"),
+            journal=self._watched(self.journal, "open_round", "assign", "add", "stop_reporting", "close_round", "sync"),
             flushes_itself=False,
         )
 
@@ -100,6 +108,10 @@ class Life:
         self.do(lambda now: self.loop.start(now=now))
 
     def on_event(self, event) -> None:
+        self._lag -= 1
+        if self._lag == 0:
+            self.late.make_now()
+            self._bench.time.after(0.0, lambda: self.do(lambda now: self.loop.tick(now=now)))
         if self.is_alive:
             self.do(lambda now: self.loop.handle(event, now=now))
             # Updates share a disk flush: it comes a moment after the first of them.
@@ -152,8 +164,9 @@ class Life:
 class Bench:
     """Devices that live through any number of coordinators."""
 
-    def __init__(self, directory, kill_at: int | None) -> None:
+    def __init__(self, directory, kill_at: int | None, lags: tuple[int, ...] = ()) -> None:
         self.directory = directory
+        self._lags = list(lags)
         self.aggregator = FinishedRounds()
         self.acknowledged: set[tuple[int, str]] = set()
         self.summaries: list = []
@@ -166,7 +179,7 @@ class Bench:
             world=BadWorld(),
             seed=5,
         )
-        self.life = Life(self, kill_at)
+        self.life = self.next_life(kill_at)
         self.num_kills = 0
 
     @staticmethod
@@ -181,8 +194,11 @@ class Bench:
         self.num_kills += 1
         self.time.after(3.0, self._be_born)
 
+    def next_life(self, kill_at: int | None) -> Life:
+        return Life(self, kill_at, lag=self._lags.pop(0) if self._lags else 0)
+
     def _be_born(self) -> None:
-        self.life = Life(self, None)
+        self.life = self.next_life(None)
         self.life.start()
 
     def run(self) -> None:
@@ -231,6 +247,15 @@ def num_steps(tmp_path_factory):
     return _num_steps(tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def num_messages(tmp_path_factory):
+    """How many messages an undisturbed coordinator hears."""
+    bench = Bench(tmp_path_factory.mktemp("counted"), None, lags=(10**6,))
+    bench.life.late.make_now()
+    bench.run()
+    return 10**6 - bench.life._lag
+
+
 def test_a_kill_before_any_single_action_loses_no_acknowledged_update_and_counts_none_twice(num_steps, tmp_path):
     assert num_steps > 60
     for kill_at in range(num_steps):
@@ -253,6 +278,48 @@ def test_a_kill_in_each_of_many_lives_ends_in_the_same_promise(num_steps, tmp_pa
         bench._be_born = be_born
         bench.run()
         _check(bench)
+
+
+def test_an_aggregator_that_comes_any_number_of_messages_late_sums_the_same(num_messages, tmp_path):
+    for lag in range(num_messages):
+        bench = Bench(tmp_path / str(lag), None, lags=(lag,))
+        bench.run()
+        _check(bench)
+
+
+def test_a_kill_before_any_single_action_keeps_the_promise_also_if_the_aggregators_come_late(num_messages, tmp_path):
+    rng = random.Random(3)
+    num_kills = kill_at = 0
+    while num_kills == kill_at:
+        bench = Bench(tmp_path / str(kill_at), kill_at, lags=(rng.randrange(num_messages), rng.randrange(num_messages)))
+        bench.run()
+        _check(bench)
+        num_kills += bench.num_kills
+        kill_at += 1
+    assert num_kills > 60
+
+
+def test_a_round_that_waits_for_its_aggregator_takes_no_report_after_a_restart_either(tmp_path):
+    bench = Bench(tmp_path / "waiting", None, lags=(10**6, 10**6))
+    bench.life.start()
+    bench.fleet.start()
+    waiting = (RoundState.AGGREGATING, 1)
+
+    def stands_at():
+        current = bench.life.loop._fleet.current_round
+        return current is not None and (current.state, current.round_id)
+
+    assert bench.time.run(until=lambda: stands_at() == waiting, limit_s=1000.0)
+    assert len(bench.acknowledged) >= POLICY.report_goal
+    bench.die(bench.life)
+    assert bench.time.run(until=lambda: bench.life.is_alive, limit_s=1000.0)
+    assert stands_at() == waiting
+    bench.time.run(until=lambda: False, limit_s=bench.time.now + 2 * POLICY.report_timeout_s)
+    assert stands_at() == waiting
+    bench.life.late.make_now()
+    bench.life.do(lambda now: bench.life.loop.tick(now=now))
+    assert bench.time.run(until=lambda: bench.life.loop.is_done, limit_s=bench.time.now + 5000.0)
+    _check(bench)
 
 
 def test_an_interrupted_round_goes_on_at_once_after_a_restart(num_steps, tmp_path):

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from broker_link.link import Incoming, LinkUp
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.errors import AggregationError
 from coordinator.fleet import FleetCoordinator
+from coordinator.late_aggregator import LateAggregator
 from coordinator.numpy_mean import NumpyMeanAggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
@@ -22,6 +24,8 @@ from wire_protocol.messages import (
     CheckIn,
     Metrics,
     Piece,
+    Receipt,
+    ReceiptStatus,
     Refusal,
     RefusalReason,
     RejectionReason,
@@ -52,8 +56,9 @@ class Bench:
         self.log: list[str] = []
         self.assignments: list[Assignment] = []
         self.refusals: list[Refusal] = []
+        self.receipts: list[tuple[str, ReceiptStatus, RejectionReason | None]] = []
         self.summaries = []
-        aggregator = aggregator or NumpyMeanAggregator(PLAN.weights, AggregationSpec())
+        mean = NumpyMeanAggregator(PLAN.weights, AggregationSpec())
         self.loop = RoundLoop(
             fleet=FleetCoordinator(
                 population="p",
@@ -62,8 +67,8 @@ class Bench:
                 rng=random.Random(0),
                 token=random.Random(0).randbytes,
             ),
-            aggregator=aggregator,
-            state=state or aggregator.initialize(BUNDLE.initial_weights),
+            aggregator=aggregator or mean,
+            state=state or mean.initialize(BUNDLE.initial_weights),
             schedule=RoundSchedule(num_commits=num_commits, evaluate_every=evaluate_every, max_abandoned_in_a_row=3),
             store=self,
             publish=self.publish,
@@ -82,6 +87,9 @@ class Bench:
             self.assignments.append(decode_message(payload, Assignment))
             self.holder = topic.split("/")[4]
             self.log.append(f"assigned round {self.assignments[-1].round_id}")
+        if topic.endswith("/receipt"):
+            receipt = decode_message(payload, Receipt)
+            self.receipts.append((topic.split("/")[4], receipt.status, receipt.reason))
         if topic.endswith("/refusal"):
             self.refusals.append(decode_message(payload, Refusal))
 
@@ -243,3 +251,69 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for_and_made_once(tmp_pa
         assert again.loop.is_done
         assert [summary.kind for summary, _ in again.summaries] == [RoundKind.EVALUATE]
         assert Bench(num_commits=1, evaluate_every=1, state=killed.loop.state, journal=journal).loop.is_done
+
+
+LATE = (ReceiptStatus.REJECTED, RejectionReason.LATE)
+
+
+def test_a_report_that_came_too_late_stays_out_although_the_coordinator_restarts_while_it_waits_for_its_aggregator(
+    tmp_path,
+):
+    """Told late, and then counted after all, would be a broken promise: the journal knows that reporting is over."""
+    never = LateAggregator(lambda: NumpyMeanAggregator(PLAN.weights, AggregationSpec()))
+    with RoundJournal(tmp_path / "journal.sqlite") as journal:
+        bench = Bench(aggregator=never, journal=journal, report_goal=2, num_commits=1)
+        for device in ("a", "b"):
+            bench.check_in(device)
+        by_holder = {device: member.nonce for device, member in bench.loop._fleet.current_round.cohort.items()}
+        last = bench.assignments[-1]
+        for bench.holder in ("a", "b"):
+            bench.now += 10.0 if bench.holder == "a" else 700.0
+            bench.loop.tick(now=bench.now)
+            bench.assignments[-1] = msgspec.structs.replace(last, nonce=by_holder[bench.holder])
+            bench.report(1.0)
+        assert bench.receipts == [("a", ReceiptStatus.ACCEPTED, None), ("b", *LATE)]
+        assert bench.log == ["assigned round 1", "assigned round 1"]
+    with RoundJournal(tmp_path / "journal.sqlite") as journal:
+        late = LateAggregator(lambda: NumpyMeanAggregator(PLAN.weights, AggregationSpec()))
+        again = Bench(aggregator=late, journal=journal, report_goal=2, num_commits=1, round_ids=RoundIds(start=1))
+        again.assignments, again.holder = bench.assignments, "b"
+        again.report(1.0)
+        assert again.receipts == [("b", *LATE)]
+        late.make_now()
+        again.loop.tick(now=again.now)
+        assert again.log == ["stored 1"]
+        assert again.loop.is_done
+        assert again.summaries[-1][0].num_reports == 1
+
+
+def test_reports_that_cannot_be_read_again_end_the_round_and_the_next_one_is_opened(tmp_path):
+    late = LateAggregator(lambda: NumpyMeanAggregator(PLAN.weights, AggregationSpec()))
+    with RoundJournal(tmp_path / "journal.sqlite") as journal:
+        bench = Bench(aggregator=late, journal=journal, report_goal=2, num_commits=1)
+        for device in ("a", "b"):
+            bench.check_in(device)
+        bench.report(1.0)
+        assert [status for _, status, _ in bench.receipts] == [ReceiptStatus.ACCEPTED]
+        journal._write("UPDATE contributions SET model_delta = x'00'", ())
+        late.make_now()
+        bench.loop.tick(now=bench.now)
+        assert [(summary.state, summary.abandon_reason) for summary, _ in bench.summaries] == [
+            (RoundState.ABANDONED, "aggregation_failed")
+        ]
+        assert bench.loop._fleet.current_round.round_id == 2
+
+
+def test_an_aggregator_that_cannot_be_made_ends_the_loop_and_what_was_counted_stays(tmp_path):
+    def fail():
+        raise AggregationError("compiled for another model")
+
+    late = LateAggregator(fail)
+    with RoundJournal(tmp_path / "journal.sqlite") as journal:
+        bench = Bench(aggregator=late, journal=journal)
+        bench.check_in()
+        bench.report(1.0)
+        late.make_now()
+        with pytest.raises(AggregationError, match="another model"):
+            bench.loop.tick(now=bench.now)
+        assert [row.device_id for row in journal.contributions(1)] == ["d"]

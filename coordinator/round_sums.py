@@ -1,0 +1,149 @@
+"""The running sums of the round under way. They may be behind the journal; at the round's end they equal it.
+
+A report counts once it is in the journal for good. While the aggregator is still being made, that is all that happens
+to it. When the aggregator is there, what the journal holds is folded, in the journal's order; from then on each report
+as it comes. Two numbers say it all: how many of the journal's contributions count, and how many of these, from the
+first on, are in the sum. So nothing is folded twice and nothing is left out.
+"""
+
+import itertools
+from collections.abc import Mapping
+
+from coordinator.actions import Fold, FoldMetrics
+from coordinator.admission import decode_client_update
+from coordinator.aggregation import EvaluationAccumulator, RoundAccumulator, RoundResult, ServerState
+from coordinator.late_aggregator import LateAggregator
+from coordinator.round_journal import Contribution, Journal
+from wire_protocol.messages import RoundKind
+from wire_protocol.plan import TrainingPlan
+
+__all__ = ["RoundSums"]
+
+
+class RoundSums:
+    """Folds what counts, at once or later.
+
+    Args:
+        aggregator: Makes the accumulators.
+        journal: Where contributions are found again.
+        plan: What an update looks like.
+    """
+
+    def __init__(self, *, aggregator: LateAggregator, journal: Journal, plan: TrainingPlan) -> None:
+        self._aggregator = aggregator
+        self._journal = journal
+        self._plan = plan
+        self._round_id = 0
+        self._kind = RoundKind.TRAIN
+        self._state: ServerState | None = None
+        self._num_counted = 0
+        self._training: RoundAccumulator | None = None
+        self._evaluation: EvaluationAccumulator | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the aggregator is there, and the round has its accumulator."""
+        return self._training is not None or self._evaluation is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the sum holds everything that counts."""
+        return self.is_open and self._num_folded == self._num_counted
+
+    @property
+    def _num_folded(self) -> int:
+        accumulator = self._training or self._evaluation
+        return 0 if accumulator is None else accumulator.num_folded
+
+    def begin(self, round_id: int, kind: RoundKind, state: ServerState, *, num_counted: int = 0) -> None:
+        """Begins a round; those contributions of the journal count that an earlier life has counted."""
+        self._round_id, self._kind, self._state = round_id, kind, state
+        self._num_counted = num_counted
+        self._training = self._evaluation = None
+        self.open()
+
+    def open(self) -> bool:
+        """Makes the round's accumulator if the aggregator is there; says whether there is one.
+
+        Raises:
+            StateMismatch: The state is not one of this aggregator's (the aggregation settings were changed).
+            Exception: Whatever making the aggregator raised.
+        """
+        if self.is_open:
+            return True
+        aggregator = self._aggregator.get()
+        if aggregator is None or self._state is None:
+            return False
+        # Before the first commit there are the weights alone; what else a state holds is as this aggregator begins it.
+        state = self._state if self._state.num_commits else aggregator.initialize(self._state.weights)
+        aggregator.weights(state)
+        if self._kind is RoundKind.TRAIN:
+            self._training = aggregator.begin(state)
+        else:
+            self._evaluation = aggregator.begin_evaluation()
+        return True
+
+    def count(self, action: Fold | FoldMetrics) -> None:
+        """Takes the next contribution that is in the journal for good: folds it, or leaves it to `catch_up`."""
+        was_complete = self.is_complete
+        self._num_counted += 1
+        if was_complete:
+            self._fold(action)
+
+    def catch_up(self) -> None:
+        """Folds what the journal holds and the sum does not.
+
+        Raises:
+            WireError: A contribution cannot be read again.
+            AggregationError: A contribution cannot be added.
+        """
+        if self.is_complete:
+            return
+        rows = self._journal.contributions(self._round_id)
+        for contribution in itertools.islice(rows, self._num_folded, self._num_counted):
+            self._fold(self._as_action(contribution))
+
+    def finish_training(self) -> RoundResult:
+        """Computes the next state.
+
+        Raises:
+            AggregationError: The aggregator refuses.
+        """
+        self._check_complete()
+        if self._training is None:
+            raise AssertionError("not a training round")
+        return self._training.finish()
+
+    def finish_evaluation(self) -> Mapping[str, float]:
+        """Computes the figures of an evaluation round.
+
+        Raises:
+            AggregationError: The aggregator refuses.
+        """
+        self._check_complete()
+        if self._evaluation is None:
+            raise AssertionError("not an evaluation round")
+        return self._evaluation.finish()
+
+    def _check_complete(self) -> None:
+        if not self.is_complete:
+            raise AssertionError(f"{self._num_folded} of {self._num_counted} counted updates are in the sum")
+
+    def _fold(self, action: Fold | FoldMetrics) -> None:
+        if isinstance(action, Fold) and self._training is not None:
+            self._training.fold(action.update)
+        elif isinstance(action, FoldMetrics) and self._evaluation is not None:
+            self._evaluation.fold(action.metrics)
+        else:
+            raise AssertionError(f"{type(action).__name__} in a round of the other kind")
+
+    def _as_action(self, contribution: Contribution) -> Fold | FoldMetrics:
+        if contribution.model_delta is None:
+            return FoldMetrics(device_id=contribution.device_id, metrics=contribution.metrics)
+        update = decode_client_update(
+            contribution.model_delta,
+            self._plan,
+            aggregation_weight=contribution.aggregation_weight,
+            metrics=contribution.metrics,
+        )
+        return Fold(device_id=contribution.device_id, update=update, encoded=contribution.model_delta)
