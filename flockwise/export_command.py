@@ -9,6 +9,7 @@ import msgspec
 import rich.console
 import rich.table
 
+from flockwise.export_explain import explain_bundle
 from flockwise.zoo_listing import print_zoo
 from wire_protocol.plan import LossName
 
@@ -43,6 +44,11 @@ _OF_THE_LOSS = ("loss", "huber_delta")
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of batch order, dropout, zoo weights."
 )
 @click.option("--list-zoo", is_flag=True, help="List the models that come with Flockwise, and their plans.")
+@click.option(
+    "--explain",
+    type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path),
+    help="Print the certificate of a bundle instead of exporting.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--dry-run", is_flag=True, help="Convert and check, but write nothing; --out is then optional.")
 def export(
@@ -51,6 +57,7 @@ def export(
     out: pathlib.Path | None,
     seed: int,
     list_zoo: bool,
+    explain: pathlib.Path | None,
     as_json: bool,
     dry_run: bool,
     **options: Any,
@@ -66,12 +73,15 @@ def export(
     \b
     Exit codes:
       0  exported (or, with --dry-run, would be)
-      2  wrong usage: no such model, an option out of range, --out holds other files
+      2  wrong usage: no such model or bundle, an option out of range, --out holds other files
       3  the model has a layer or an option that cannot be exported
       4  the exported file does not compute what Keras computes
     """  # noqa: D301 - \b is click's mark for a paragraph to leave alone
     if list_zoo:
         print_zoo(as_json=as_json)
+        return
+    if explain is not None:
+        explain_bundle(explain, as_json=as_json)
         return
     if model is None:
         raise click.UsageError("name a model: a .keras or .h5 file, or zoo:NAME (--list-zoo lists them)")

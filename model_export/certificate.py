@@ -6,7 +6,15 @@ import msgspec
 
 from wire_protocol.plan import LossName
 
-__all__ = ["Certificate", "CheckedCase", "LossReads", "Tolerances", "decode_certificate", "encode_certificate"]
+__all__ = [
+    "Certificate",
+    "CheckedCase",
+    "LossReads",
+    "StepCost",
+    "Tolerances",
+    "decode_certificate",
+    "encode_certificate",
+]
 
 LossReads: TypeAlias = Literal["logits", "logits before the final softmax", "logits before the final sigmoid", "output"]
 
@@ -42,6 +50,17 @@ class CheckedCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Difference of the numbers of right answers; must be 0."""
 
 
+class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``train`` costs on the exporting machine, on one thread, in a process that loads numpy and LiteRT alone."""
+
+    num_steps: int
+    """Steps that were timed."""
+    median_ms: float
+    min_ms: float
+    peak_rss_mb: float
+    """Of the whole process, in 10^6 bytes."""
+
+
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was exported and what was checked, once, on the exporting machine."""
 
@@ -55,6 +74,14 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_parameters: int
     op_counts: dict[str, int]
     """TFLite builtin op -> how often it occurs, over all signatures. No Flex and no custom op."""
+    op_versions: dict[str, int] = {}
+    """TFLite builtin op -> the highest version of it that the file uses."""
+    min_runtime_version: str = ""
+    """The oldest TensorFlow Lite that has these op versions, as the converter states it; empty: it does not."""
+    model_gzip_bytes: int = 0
+    """The model file, compressed by gzip: what it costs to send to a device that unpacks."""
+    step_cost: StepCost | None = None
+    """Measured when a bundle is written; a dry run leaves it out."""
     loss: LossName
     loss_reads: LossReads
     """Where the loss is read from. Keras itself reads a cross-entropy before a final softmax or sigmoid, where nothing

@@ -1,18 +1,20 @@
 """Exports a Keras model: conversion, parity check, bundle."""
 
 import dataclasses
+import gzip
 import hashlib
 import importlib.metadata
 import pathlib
 from collections.abc import Callable
 from typing import Any, Unpack
 
+import msgspec
 import numpy as np
 
 from model_export.bundle import Bundle, refuse_other_files, write_bundle
 from model_export.certificate import Certificate, LossReads, Tolerances, encode_certificate
 from model_export.conversion import convert
-from model_export.file_ops import count_ops
+from model_export.file_ops import count_ops, min_runtime_version, op_versions
 from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
 from model_export.lite_model import LiteModel
@@ -26,6 +28,7 @@ from model_export.parity import (
     refuse_violations,
 )
 from model_export.plans import PlanFields, plain_sgd_twin, plan_for_graph, shows_gradients
+from model_export.step_cost import measure_step_cost
 from model_export.train_step import TrainStep
 from wire_protocol.model_contract import CONTRACT_VERSION, RESTORE, SAVE, TRAIN
 from wire_protocol.plan import TrainingPlan, encode_plan
@@ -74,7 +77,9 @@ def export_model(
         MalformedMessage: A plan field is out of its range (``wire_protocol.errors``).
     """
     refuse_other_files(out_dir)
-    result = build_export(model, loss=loss, on_stage=on_stage, tolerances=tolerances, **plan_fields)
+    built = build_export(model, loss=loss, on_stage=on_stage, tolerances=tolerances, **plan_fields)
+    on_stage("measuring a training step")
+    result = _with_step_cost(built)
     on_stage("writing the bundle")
     write_bundle(result.bundle, out_dir)
     return result
@@ -88,7 +93,7 @@ def build_export(
     tolerances: Tolerances | None = None,
     **plan_fields: Unpack[PlanFields],
 ) -> ExportResult:
-    """Does everything that ``export_model`` does but write; arguments and errors are the same."""
+    """Does what ``export_model`` does, but measures and writes nothing; arguments and errors are the same."""
     on_stage("reading the model")
     graph = read_graph(model, loss)
     plan = plan_for_graph(graph, **plan_fields)
@@ -101,6 +106,12 @@ def build_export(
     allowed = tolerances or Tolerances()
     refuse_violations(report, allowed)
     return _result(_Converted(file=file, graph=graph, plan=plan, initial=initial), report, allowed)
+
+
+def _with_step_cost(result: ExportResult) -> ExportResult:
+    certificate = msgspec.structs.replace(result.certificate, step_cost=measure_step_cost(result.bundle.model))
+    bundle = dataclasses.replace(result.bundle, certificate=encode_certificate(certificate))
+    return dataclasses.replace(result, certificate=certificate, bundle=bundle)
 
 
 def _gradient_probe(file: bytes, graph: ModelGraph, plan: TrainingPlan) -> LiteModel:
@@ -139,6 +150,9 @@ def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances)
         checkpoint_bytes=len(checkpoint),
         num_parameters=plan.num_parameters,
         op_counts=count_ops(file),
+        op_versions=op_versions(file),
+        min_runtime_version=min_runtime_version(file),
+        model_gzip_bytes=len(gzip.compress(file, mtime=0)),
         loss=plan.loss,
         loss_reads=_what_the_loss_reads(converted.graph),
         tolerances=tolerances,

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from ai_edge_litert import schema_py_generated as schema
 
-__all__ = ["FILE_IDENTIFIER", "count_ops", "op_name", "op_versions"]
+__all__ = ["FILE_IDENTIFIER", "count_ops", "min_runtime_version", "op_name", "op_versions"]
 
 FILE_IDENTIFIER: Final = b"TFL3"
 _OP_NAMES: Final = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
@@ -31,6 +31,17 @@ def op_versions(model: bytes) -> dict[str, int]:
         name = op_name(code)
         versions[name] = max(versions.get(name, 0), code.Version())
     return {name: versions[name] for name in sorted(count_ops(model))}
+
+
+def min_runtime_version(model: bytes) -> str:
+    """The oldest TensorFlow Lite that knows these op versions, by the converter's own table; empty if it says none."""
+    root = schema.Model.GetRootAsModel(model, 0)
+    for index in range(root.MetadataLength()):
+        entry = root.Metadata(index)
+        if entry.Name() == b"min_runtime_version":
+            text: bytes = root.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
+            return text.rstrip(b"\0").decode()
+    return ""
 
 
 def op_name(code: Any) -> str:
