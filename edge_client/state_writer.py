@@ -18,6 +18,8 @@ CORRUPT_SUFFIX: Final = ".corrupt"
 
 _LOG = logging.getLogger(__name__)
 _HOUR_S: Final = 3600.0
+_MINUTE_S: Final = 60.0
+_MINUTES_KEPT: Final = 61
 
 
 class StateWriter:
@@ -36,7 +38,8 @@ class StateWriter:
     def __init__(self, *, max_bytes_per_hour: int = 2**62, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._max_bytes_per_hour = max_bytes_per_hour
-        self._recent: collections.deque[tuple[float, int]] = collections.deque()
+        # Minute -> bytes written in it. A sum per write would grow with the writes: megabytes in an hour of short rounds.
+        self._recent: collections.deque[tuple[int, int]] = collections.deque(maxlen=_MINUTES_KEPT)
         self._said: set[tuple[str, int | None]] = set()
         self.num_bytes = 0
         """Bytes written since this object was made."""
@@ -46,11 +49,9 @@ class StateWriter:
 
     @property
     def num_bytes_in_the_last_hour(self) -> int:
-        """Bytes written within the last 3,600 s."""
-        begins_at = self._clock() - _HOUR_S
-        while self._recent and self._recent[0][0] <= begins_at:
-            self._recent.popleft()
-        return sum(num_bytes for _, num_bytes in self._recent)
+        """Bytes written within the last 3,600 s, and at most a minute before."""
+        begins_in = (self._clock() - _HOUR_S) // _MINUTE_S
+        return sum(num_bytes for minute, num_bytes in self._recent if minute >= begins_in)
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether so many more bytes are within the hour's budget."""
@@ -74,7 +75,13 @@ class StateWriter:
         self._said.clear()
         self.num_files += 1
         self.num_bytes += len(data)
-        self._recent.append((self._clock(), len(data)))
+        self._count(len(data))
+
+    def _count(self, num_bytes: int) -> None:
+        minute = int(self._clock() // _MINUTE_S)
+        if self._recent and self._recent[-1][0] == minute:
+            num_bytes += self._recent.pop()[1]
+        self._recent.append((minute, num_bytes))
 
     def read(self, path: Path, *, max_bytes: int) -> bytes | None:
         """The file's bytes, at most one more than ``max_bytes``; None if it is not there or cannot be read.

@@ -64,10 +64,22 @@ def test_beyond_the_hours_budget_blobs_stay_in_memory_and_reports_are_written_al
     writer.write(tmp_path / "report", b"r" * 500)
     assert [path.name for path in (tmp_path / "blobs").iterdir()] == [_name(first).hex()]
     assert writer.num_bytes_in_the_last_hour == 580
-    now[0] = 3601.0
+    now[0] = 3599.0
+    assert writer.num_bytes_in_the_last_hour == 580
+    now[0] = 3660.0
     assert writer.num_bytes_in_the_last_hour == 0
     store.put(_name(third), third)
     assert len(list((tmp_path / "blobs").iterdir())) == 2
+
+
+def test_what_the_hours_writes_are_remembered_by_does_not_grow_with_their_number(tmp_path):
+    now = [0.0]
+    writer = StateWriter(clock=lambda: now[0])
+    for number in range(1000):
+        now[0] = number * 9.0
+        writer.write(tmp_path / "file", b"x")
+        assert 0 <= writer.num_bytes_in_the_last_hour - min(number + 1, 400) <= 7
+    assert len(writer._recent) <= 61
 
 
 def test_a_failure_is_said_again_only_after_a_write_has_succeeded(tmp_path, refuse, monkeypatch, caplog):
