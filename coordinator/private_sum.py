@@ -24,19 +24,29 @@ from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.private_reports import PRIVATE_METRICS
 from wire_protocol.tensors import Tensors
 
-__all__ = ["PrivateSumAggregator", "private_aggregator"]
+__all__ = ["PrivateSumAggregator", "check_private_rounds", "private_aggregator"]
 
 
 def private_aggregator(inner: Aggregator, plan: TrainingPlan, policy: RoundPolicy) -> Aggregator:
     """The same aggregator for a private task; itself for any other.
 
     Raises:
+        InvalidConfig: As ``check_private_rounds``.
+    """
+    check_private_rounds(plan, policy)
+    return inner if plan.privacy is None else PrivateSumAggregator(inner, plan, denominator=policy.report_goal)
+
+
+def check_private_rounds(plan: TrainingPlan, policy: RoundPolicy) -> None:
+    """Refuses rounds that a private task cannot have; a task that is not private can have any.
+
+    Raises:
         InvalidConfig: Rounds could end with fewer reports than the task's noise was sized for, or with more than a sum
-            modulo 2^32 can hold.
+            modulo 2^32 can hold; or the mode is not built.
     """
     spec = plan.privacy
     if spec is None:
-        return inner
+        return
     if spec.mode == "central":
         raise InvalidConfig("central privacy is not built yet: use distributed or local")
     if policy.min_reports < spec.min_contributors:
@@ -50,7 +60,6 @@ def private_aggregator(inner: Aggregator, plan: TrainingPlan, policy: RoundPolic
             f"a round could have {largest} reports, and their sum leave its 32-bit words after "
             f"{spec.max_contributors(plan.num_parameters)}: lower report_goal, over_selection or grid_bits"
         )
-    return PrivateSumAggregator(inner, plan, denominator=policy.report_goal)
 
 
 class PrivateSumAggregator:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from broker_link.broker_url import parse_broker_url, url_with_login
 from broker_link.errors import LinkError
@@ -21,12 +22,14 @@ from flockwise.broker_commands import broker_config, broker_login
 from flockwise.probe_command import probe_acl
 from flockwise.reporting import one_line_errors, print_json
 from flockwise.roster_commands import devices, enrol_token
+from flockwise.serve_privacy import epsilon_text, epsilon_values, privacy_options, private_bundle
 from wire_protocol.errors import WireError
 
 __all__ = ["coordinator"]
 
 _GAVE_UP = 3
 _STOPPED = 4
+_BUDGET_SPENT = 5
 
 
 def _aggregation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +43,7 @@ def _aggregation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--server-learning-rate", type=float, default=1.0, show_default=True),
         click.option("--clipping", type=click.Choice(["none", "fixed", "adaptive"]), default="none", show_default=True),
-        click.option("--clipping-norm", type=float, help="With --clipping fixed."),
+        click.option("--clipping-norm", type=float, help="With --clipping fixed, or on devices with --epsilon."),
     )
     for option in reversed(options):
         command = option(command)
@@ -87,6 +90,7 @@ coordinator.add_command(probe_acl)
 @click.option("--report-timeout-s", type=float, default=600.0, show_default=True)
 @click.option("--evaluate-every", type=click.IntRange(0), default=0, show_default=True, help="Commits per evaluation.")
 @_aggregation_options
+@privacy_options
 @click.option("--max-update-norm", type=float, default=float("inf"), help="Reject updates with a larger L2 norm.")
 @click.option(
     "--artefact",
@@ -101,7 +105,7 @@ def serve(**options: Any) -> None:
     """Run rounds over a broker until enough are committed. Goes on where it stopped if started again.
 
     Exit codes: 0 all rounds committed, 1 failed, 2 wrong usage, 3 gave up after too many abandoned rounds, 4 stopped
-    by a signal before the end.
+    by a signal before the end, 5 stopped because one more round would pass the privacy budget.
 
     Example: flockwise coordinator serve --task bundle --broker mqtt://127.0.0.1:1883 --population digits
     --state-dir state --report-goal 10 --rounds 50
@@ -151,12 +155,14 @@ def _aggregation_spec(options: dict[str, Any]) -> Any:
 def _serve(options: dict[str, Any]) -> int:
     from coordinator.broker_choice import broker_at, check_broker_choice
     from coordinator.late_aggregator import LateAggregator
+    from coordinator.private_sum import check_private_rounds
     from coordinator.server import open_task_state, run_rounds
     from coordinator.task_bundle import read_task_bundle
 
-    bundle = read_task_bundle(options["task_dir"])
+    bundle = private_bundle(read_task_bundle(options["task_dir"]), options)
     spec = _aggregation_spec(options)
     config = _server_config(options, broker_url="mqtt://127.0.0.1")
+    check_private_rounds(bundle.plan, config.policy)
     check_broker_choice(options["broker"])
     broker = _broker_with_login(options)
     if options["dry_run"]:
@@ -167,6 +173,7 @@ def _serve(options: dict[str, Any]) -> int:
                 "would_run": True,
                 "cohort_size": config.policy.cohort_size,
                 "rounds": options["rounds"],
+                "privacy": msgspec.to_builtins(bundle.plan.privacy),
             }
         )
         return 0
@@ -186,22 +193,28 @@ def _serve(options: dict[str, Any]) -> int:
         loop = run_rounds(
             config,
             bundle=bundle,
-            aggregator=LateAggregator(lambda: _make_aggregator(options, bundle, spec)),
+            aggregator=LateAggregator(lambda: _make_aggregator(options, bundle, spec, config.policy)),
             task=task,
-            on_round=lambda summary, _: show(summary),
+            on_round=lambda summary, _: show(summary, bundle),
             stop=stop,
         )
     if loop.gave_up:
         return _GAVE_UP
+    if loop.budget_is_spent:
+        click.echo("error: one more round would pass the privacy budget of this task; it is not raised", err=True)
+        return _BUDGET_SPENT
     return 0 if loop.is_done else _STOPPED
 
 
-def _make_aggregator(options: dict[str, Any], bundle: Any, spec: Any) -> Any:
+def _make_aggregator(options: dict[str, Any], bundle: Any, spec: Any, policy: Any) -> Any:
+    from coordinator.private_sum import private_aggregator
     from coordinator.server import artefact_aggregator, tff_aggregator
 
     if options["artefact_dir"] is not None:
-        return artefact_aggregator(options["artefact_dir"], bundle)
-    return tff_aggregator(bundle, spec)
+        inner = artefact_aggregator(options["artefact_dir"], bundle)
+    else:
+        inner = tff_aggregator(bundle, spec)
+    return private_aggregator(inner, bundle.plan, policy)
 
 
 def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:
@@ -301,15 +314,16 @@ def _round_values(summary: Any) -> dict[str, Any]:
     }
 
 
-def _print_round_json(summary: Any) -> None:
-    click.echo(json.dumps(_round_values(summary)))
+def _print_round_json(summary: Any, bundle: Any) -> None:
+    click.echo(json.dumps(_round_values(summary) | epsilon_values(summary, bundle)))
     sys.stdout.flush()
 
 
-def _print_round_line(summary: Any) -> None:
+def _print_round_line(summary: Any, bundle: Any) -> None:
     words = [f"{name}={value:.4g}" for name, value in summary.metrics.items()]
     words += [f"refused_{reason}={num}" for reason, num in summary.refusals.items()]
     click.echo(
         f"round {summary.round_id} {summary.kind.value} {summary.state.value} "
         f"reports={summary.num_reports}/{summary.num_assigned} in {summary.duration_s:.1f} s {' '.join(words)}"
+        f"{epsilon_text(summary, bundle)}"
     )

@@ -66,6 +66,10 @@ _UNFINISHED = 3
     show_default=True,
     help="Gets curve and report, with --fleet processes.",
 )
+@click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="Device-level privacy of all rounds together.")
+@click.option(
+    "--clipping-norm", type=click.FloatRange(0, min_open=True), default=0.5, show_default=True, help="With --epsilon."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def simulate(**options: Any) -> None:
@@ -91,6 +95,7 @@ def _simulate(options: dict[str, Any]) -> int:
 
 
 def _run_virtual(options: dict[str, Any]) -> int:
+    from coordinator.private_task import PrivacyWish, least_contributors, made_private
     from coordinator.round_loop import RoundSchedule
     from coordinator.round_policy import RoundPolicy
     from simulators.scenario import load_scenario
@@ -115,12 +120,22 @@ def _run_virtual(options: dict[str, Any]) -> int:
         learning_rate=options["learning_rate"],
         seed=options["seed"],
     )
+    least = max(1, goal // 2)
+    if options["epsilon"] is not None:
+        least = least_contributors(goal)
+        wish = PrivacyWish(
+            epsilon=options["epsilon"],
+            num_rounds=options["rounds"],
+            clipping_norm=options["clipping_norm"],
+            min_contributors=least,
+        )
+        bundle = made_private(bundle, wish)
     run = VirtualRun(
         scenario=scenario,
         plan=bundle.plan,
         policy=RoundPolicy(
             report_goal=goal,
-            min_reports=max(1, goal // 2),
+            min_reports=least,
             over_selection=options["over_selection"],
             report_timeout_s=300.0,
         ),
@@ -145,9 +160,10 @@ def _run_virtual(options: dict[str, Any]) -> int:
 
 def _print_round(summary: Any) -> None:
     loss = summary.metrics.get("loss", float("nan"))
+    epsilon = "" if summary.epsilon is None else f"  epsilon let through {summary.epsilon:.4f}"
     click.echo(
         f"round {summary.round_id:4d}  {summary.state.value:9s}  reports {summary.num_reports:4d} of "
-        f"{summary.num_assigned:4d}  {summary.duration_s:7.1f} virtual s  training loss {loss:.4f}"
+        f"{summary.num_assigned:4d}  {summary.duration_s:7.1f} virtual s  training loss {loss:.4f}{epsilon}"
     )
 
 
@@ -155,6 +171,7 @@ def _print_report(report: Any, num_devices: int, *, as_json: bool) -> None:
     values = {
         "num_devices": num_devices,
         "num_commits": report.num_commits,
+        "epsilon_let_through": report.rounds[-1].epsilon if report.rounds else None,
         "num_abandoned": report.num_abandoned,
         "finished": report.finished,
         "test_accuracy": round(report.test_accuracy, 4),
@@ -190,6 +207,8 @@ def _run_processes(options: dict[str, Any]) -> int:
         broker=options["broker"],
         data_dir=options["data_dir"],
         seed=options["seed"],
+        epsilon=options["epsilon"],
+        clipping_norm=options["clipping_norm"],
     )
     report = run_demo(config, on_progress=lambda text: click.echo(text, err=True), on_round=lambda _: None)
     values = report.as_dict()

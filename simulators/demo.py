@@ -4,9 +4,7 @@ Nothing is imitated: the devices are the daemons of `edge_client`, the broker sp
 """
 
 import contextlib
-import dataclasses
 import json
-import math
 import os
 import tempfile
 import time
@@ -14,12 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator
 from coordinator.broker_choice import broker_at
 from coordinator.private_sum import private_aggregator
+from coordinator.private_task import PrivacyWish, least_contributors, made_private
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.server import ServerConfig, TaskState, open_task_state, run_rounds, tff_aggregator
@@ -34,7 +31,6 @@ from simulators.offline_enrolment import enrol_offline, num_heard
 from simulators.process_fleet import ProcessFleet, device_state_dir, write_device_config
 from simulators.scenario import Scenario, load_scenario
 from wire_protocol.messages import RoundKind
-from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.tensors import Tensors
 
 __all__ = ["run_demo"]
@@ -263,27 +259,21 @@ def _round_policy(config: DemoConfig) -> RoundPolicy:
 
 
 def _least_contributors(config: DemoConfig) -> int:
-    """A tenth of the devices may stay away; the others' shares bring the whole noise."""
-    return max(1, math.ceil(0.9 * config.num_devices))
+    return least_contributors(config.num_devices)
 
 
 def _made_private(bundle: TaskBundle, config: DemoConfig) -> TaskBundle:
     """The same task with distributed differential privacy, its noise calibrated to the demo's rounds."""
     if config.epsilon is None:
         return bundle
-    from coordinator.privacy_accounting import calibrate
-
-    spec = PrivacySpec(
-        mode="distributed",
-        clipping_norm=config.clipping_norm,
-        noise_multiplier=1.0,
-        min_contributors=_least_contributors(config),
+    wish = PrivacyWish(
+        epsilon=config.epsilon,
         num_rounds=config.num_rounds,
-        target_epsilon=config.epsilon,
+        clipping_norm=config.clipping_norm,
+        min_contributors=_least_contributors(config),
         target_delta=config.target_delta,
     )
-    plan = msgspec.structs.replace(bundle.plan, privacy=calibrate(spec))
-    return dataclasses.replace(bundle, plan=plan)
+    return made_private(bundle, wish)
 
 
 def _write(report: DemoReport) -> None:

@@ -12,6 +12,7 @@ from coordinator.aggregation import Aggregator, ServerState
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.fleet import FleetCoordinator
 from coordinator.numpy_mean import NumpyMeanAggregator
+from coordinator.privacy_budget import RoundBudget
 from coordinator.private_sum import private_aggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
@@ -132,6 +133,7 @@ def run_virtual(
         publish=lambda topic, payload, retain: driver.link.publish(topic, payload, retain=retain),
         round_ids=RoundIds(),
         on_round=note,
+        budget=None if run.plan.privacy is None else RoundBudget(run.plan.privacy),
     )
     driver.drive(loop)
     finished = time.run(until=lambda: loop.is_done, limit_s=run.limit_s)

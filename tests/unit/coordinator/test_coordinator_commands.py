@@ -1,11 +1,18 @@
 """What an operator gets wrong is one line on standard error, also in a dry run; nothing is started."""
 
+import json
+import types
+
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from coordinator.privacy_accounting import claimed_epsilon
 from flockwise.cli import main
+from flockwise.serve_privacy import epsilon_text, epsilon_values
 from wire_protocol.plan import TensorSpec, TrainingPlan, encode_plan
+from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.tensors import encode_tensors
 
 PLAN = TrainingPlan(batch_size=4, learning_rate=0.1, input_shape=(2,), num_classes=2, weights=(TensorSpec(shape=(2,)),))
@@ -58,6 +65,64 @@ def test_a_setting_that_makes_no_sense_is_one_line_that_names_it(bundle, changes
     assert result.output.startswith("error: ")
     assert len(result.output.splitlines()) == 1
     assert named in result.output
+
+
+PRIVATE = {"epsilon": 4, "clipping-norm": 0.5, "report-goal": 20, "rounds": 10}
+
+
+def test_a_private_task_has_noise_for_its_rounds_and_rounds_that_bring_it(bundle):
+    result = _serve(bundle, **PRIVATE)
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.output)
+    assert said["privacy"]["min_contributors"] == 18
+    assert said["privacy"]["num_rounds"] == 10
+    assert claimed_epsilon(msgspec.convert(said["privacy"], PrivacySpec), 10) <= 4.0
+    assert said["task_id"] != json.loads(_serve(bundle).output)["task_id"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "named"),
+    [
+        ({"clipping": "fixed"}, 2, "--clipping-norm"),
+        ({"evaluate-every": 1}, 1, "--evaluate-every"),
+        ({"min-contributors": 30}, 1, "min_reports"),
+        ({"min-contributors": 19, "min-reports": 10}, 1, "needs 19 reports"),
+        ({"privacy-mode": "local", "epsilon": 0.01}, 1, "grid_bits"),
+    ],
+)
+def test_a_private_task_that_cannot_be_is_refused_with_the_setting_to_change(bundle, changes, code, named):
+    result = _serve(bundle, **PRIVATE | changes)
+    assert (result.exit_code, named in result.output) == (code, True), result.output
+
+
+def test_a_plan_that_is_private_already_is_not_made_private_again(bundle):
+    spec = PrivacySpec(
+        mode="distributed",
+        clipping_norm=1.0,
+        noise_multiplier=3.0,
+        min_contributors=2,
+        num_rounds=1,
+        target_epsilon=4.0,
+    )
+    (bundle / "plan.json").write_bytes(encode_plan(msgspec.structs.replace(PLAN, privacy=spec)))
+    assert json.loads(_serve(bundle).output)["privacy"]["noise_multiplier"] == 3.0
+    assert "private already" in _serve(bundle, **PRIVATE).output
+
+
+def test_every_round_says_what_the_filter_has_let_through_and_what_it_allows(bundle):
+    spec = PrivacySpec(
+        mode="distributed",
+        clipping_norm=1.0,
+        noise_multiplier=3.0,
+        min_contributors=2,
+        num_rounds=1,
+        target_epsilon=4.0,
+    )
+    private = types.SimpleNamespace(plan=msgspec.structs.replace(PLAN, privacy=spec))
+    summary = types.SimpleNamespace(epsilon=1.5)
+    assert epsilon_text(summary, private) == " epsilon let through 1.5000 of 4 at delta 1e-05"
+    assert epsilon_values(summary, private)["epsilon_let_through"] == 1.5
+    assert epsilon_text(summary, types.SimpleNamespace(plan=PLAN)) == ""
 
 
 @pytest.mark.parametrize("name", ["plan.json", "model.tflite", "initial.safetensors"])

@@ -1,0 +1,86 @@
+"""The options of `flockwise coordinator serve` that make a task private, and what they say of each round."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from coordinator.task_bundle import TaskBundle
+
+__all__ = ["epsilon_text", "epsilon_values", "privacy_options", "private_bundle"]
+
+
+def privacy_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options."""
+    options = (
+        click.option(
+            "--epsilon", type=click.FloatRange(0, min_open=True),
+            help="Device-level differential privacy of all rounds together; needs --clipping-norm.",
+        ),
+        click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-5, show_default=True),
+        click.option("--privacy-rounds", type=click.IntRange(1), help="Rounds the budget is for. [default: --rounds]"),
+        click.option(
+            "--privacy-mode", type=click.Choice(["distributed", "local"]), default="distributed", show_default=True
+        ),
+        click.option(
+            "--min-contributors", type=click.IntRange(1),
+            help="A private round with fewer is abandoned. [default: --min-reports, or nine tenths of the goal]",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def private_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskBundle":
+    """The bundle as the options want it; completes ``min_reports``, which a private round's noise rests on.
+
+    Raises:
+        InvalidConfig: The mechanism does not fit the task.
+    """
+    from coordinator.errors import InvalidConfig
+    from coordinator.private_task import PrivacyWish, least_contributors, made_private
+
+    if options["epsilon"] is None:
+        if options["min_contributors"] or options["privacy_rounds"]:
+            raise click.UsageError("--min-contributors and --privacy-rounds belong to --epsilon")
+        if bundle.plan.privacy is not None:
+            options["min_reports"] = options["min_reports"] or bundle.plan.privacy.min_contributors
+        return bundle
+    if options["clipping"] != "none" or not options["clipping_norm"]:
+        raise click.UsageError("--epsilon needs --clipping-norm, the norm to which devices clip; leave --clipping out")
+    if options["evaluate_every"]:
+        raise InvalidConfig("devices refuse to evaluate a private task: leave --evaluate-every out")
+    least = options["min_contributors"] or options["min_reports"] or least_contributors(options["report_goal"])
+    options["min_reports"] = options["min_reports"] or least
+    wish = PrivacyWish(
+        epsilon=options["epsilon"],
+        num_rounds=options["privacy_rounds"] or options["rounds"],
+        clipping_norm=options["clipping_norm"],
+        min_contributors=least,
+        target_delta=options["delta"],
+        mode=options["privacy_mode"],
+    )
+    options["clipping_norm"] = None  # the devices', from here on; the aggregation clips nothing
+    return made_private(bundle, wish)
+
+
+def epsilon_values(summary: Any, bundle: "TaskBundle") -> dict[str, Any]:
+    """What a round's JSON says of privacy; nothing if the task is not private."""
+    spec = bundle.plan.privacy
+    if spec is None:
+        return {}
+    return {
+        "epsilon_let_through": summary.epsilon,
+        "epsilon_allowed": spec.target_epsilon,
+        "target_delta": spec.target_delta,
+    }
+
+
+def epsilon_text(summary: Any, bundle: "TaskBundle") -> str:
+    """The same for people: what the filter has let through so far; the guarantee is what it allows at most."""
+    spec = bundle.plan.privacy
+    if spec is None:
+        return ""
+    return f" epsilon let through {summary.epsilon:.4f} of {spec.target_epsilon:g} at delta {spec.target_delta:g}"
