@@ -159,11 +159,11 @@ def _run_virtual(options: dict[str, Any]) -> int:
 
 
 def _print_round(summary: Any) -> None:
-    loss = summary.metrics.get("loss", float("nan"))
+    loss = f"  training loss {summary.metrics['loss']:.4f}" if "loss" in summary.metrics else ""
     epsilon = "" if summary.epsilon is None else f"  epsilon let through {summary.epsilon:.4f}"
     click.echo(
         f"round {summary.round_id:4d}  {summary.state.value:9s}  reports {summary.num_reports:4d} of "
-        f"{summary.num_assigned:4d}  {summary.duration_s:7.1f} virtual s  training loss {loss:.4f}{epsilon}"
+        f"{summary.num_assigned:4d}  {summary.duration_s:7.1f} virtual s{loss}{epsilon}"
     )
 
 
