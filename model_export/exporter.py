@@ -17,6 +17,7 @@ from model_export.conversion import convert
 from model_export.file_ops import count_ops, min_runtime_version, op_versions
 from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
+from model_export.keras_weights import travelling_weights
 from model_export.lite_model import LiteModel
 from model_export.loss_spec import LossSpec
 from model_export.operations import ModelGraph
@@ -97,7 +98,7 @@ def build_export(
     on_stage("reading the model")
     graph = read_graph(model, loss)
     plan = plan_for_graph(graph, **plan_fields)
-    initial = tuple(weight.numpy().astype(np.float32) for weight in model.trainable_weights)
+    initial = tuple(weight.numpy().astype(np.float32) for weight in travelling_weights(model))
     on_stage("converting to TFLite")
     file = convert(TrainStep(graph, plan))
     files = CheckedFiles(trained=LiteModel(file), gradient_probe=_gradient_probe(file, graph, plan))

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from model_export.errors import UnsupportedModel
 from model_export.keras_loss import check_ending, compiled_loss
+from model_export.keras_weights import frozen_variables, moving_statistics, travelling_weights
 from model_export.layer_operations import DepthwiseConv2D, GlobalMaxPool, UpSample
 from model_export.layer_rules import LayerReading, operations_of_layer
 from model_export.loss_spec import LossSpec
@@ -40,7 +41,7 @@ def read_graph(model: Any, loss: LossSpec | None = None) -> ModelGraph:
     spec, from_logits = compiled or (loss or LossSpec(), None)
     graph = _Reader(model).read(spec)
     _check_output(graph, is_default=loss is None and compiled is None)
-    if not graph.weight_shapes:
+    if not graph.num_trainable:
         raise UnsupportedModel("the model has no weights to train")
     check_ending(graph, from_logits=from_logits)
     return graph
@@ -60,7 +61,8 @@ class _Reader:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._weights = [*model.trainable_weights, *model.non_trainable_weights]
+        self._travelling, self._frozen = travelling_weights(model), frozen_variables(model)
+        self._weights = [*self._travelling, *self._frozen]
         self._positions = {weight.ref(): index for index, weight in enumerate(self._weights)}
         self._nodes: list[Node] = []
         self._node_of_tensor: dict[tuple[int, int], int] = {}
@@ -78,9 +80,10 @@ class _Reader:
             nodes=tuple(self._nodes),
             logits=self._nodes[last].inputs[0] if is_unread else last,
             loss=loss,
-            weight_shapes=tuple(tuple(weight.shape.as_list()) for weight in self._model.trainable_weights),
-            weight_names=tuple(weight.name for weight in self._model.trainable_weights),
-            frozen_weights=tuple(weight.numpy() for weight in self._model.non_trainable_weights),
+            weight_shapes=tuple(tuple(weight.shape.as_list()) for weight in self._travelling),
+            weight_names=tuple(weight.name for weight in self._travelling),
+            num_statistics=len(moving_statistics(self._model)),
+            frozen_weights=tuple(weight.numpy() for weight in self._frozen),
         )
 
     def _visit(self, tensor: Any) -> int:

@@ -18,6 +18,7 @@ import tensorflow as tf
 from model_export.check_batches import CheckBatch
 from model_export.dropout import dropout_mask_array
 from model_export.keras_loss import keras_absolute_errors, keras_loss, keras_share_correct
+from model_export.keras_weights import travelling_weights
 from model_export.operations import ModelGraph
 from wire_protocol.plan import TrainingPlan
 
@@ -50,6 +51,7 @@ class KerasReference:
         for mine, given in zip(self._model.non_trainable_weights, model.non_trainable_weights, strict=True):
             mine.assign(given)
         self._dropouts = [self._model.get_layer(dropout.layer_name) for dropout in graph.dropouts]
+        self._exact: Any = None
         self._loss = keras_loss(graph, tf.keras.losses.Reduction.SUM)
         x = tf.TensorSpec([None, *graph.input_shape], tf.float32)
         is_sparse = graph.loss.name == "sparse_categorical_crossentropy"
@@ -62,8 +64,8 @@ class KerasReference:
         self._predict = tf.function(self._loss_and_output, input_signature=[x, labels], autograph=False)
 
     def set_weights(self, weights: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Sets the trainable weights, in Keras order; frozen ones keep the model's values."""
-        for variable, weight in zip(self._model.trainable_weights, weights, strict=True):
+        """Sets the weights that travel; frozen ones keep the model's values."""
+        for variable, weight in zip(travelling_weights(self._model), weights, strict=True):
             variable.assign(weight)
 
     def gradients(self, batch: CheckBatch) -> tuple[float, tuple[npt.NDArray[np.float64], ...]]:
@@ -75,13 +77,29 @@ class KerasReference:
         count = len(batch.x)
         loss_sum = 0.0
         totals = [np.zeros(weight.shape) for weight in self._model.trainable_weights]
-        for start in range(0, count, _PIECE):
-            piece = batch.take(np.arange(start, min(start + _PIECE, count)))
+        # The statistics of batch normalisation are those of the whole batch.
+        size = count if self._graph.num_statistics else _PIECE
+        for start in range(0, count, size):
+            piece = batch.take(np.arange(start, min(start + size, count)))
             piece_loss, gradients = self._gradients(piece.x, piece.labels, self._masks(piece))
             loss_sum += float(piece_loss)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient.numpy() * (len(piece.x) / count)  # noqa: PLW2901 - adds in place
         return loss_sum, tuple(totals)
+
+    def exact_gradients(self, batch: CheckBatch) -> tuple[npt.NDArray[np.float64], ...]:
+        """Gradients of the mean loss in float64, from the weights as they are, with dropout; without padding."""
+        if self._exact is None:
+            self._exact = tf.keras.models.clone_model(self._model, clone_function=_clone_in_float64)
+        exact = self._exact
+        for mine, given in zip(exact.weights, self._model.weights, strict=True):
+            mine.assign(tf.cast(given, tf.float64))
+        for layer, mask in zip(self._dropouts, self._masks(batch), strict=True):
+            exact.get_layer(layer.name).mask = tf.constant(mask, tf.float64)
+        with tf.GradientTape() as tape:
+            loss_sum = self._loss(batch.labels, exact(tf.constant(batch.x, tf.float64), training=True))
+            mean_loss = loss_sum / len(batch.x)
+        return tuple(gradient.numpy() for gradient in tape.gradient(mean_loss, exact.trainable_weights))
 
     def input_gradients(self, batch: CheckBatch) -> npt.NDArray[np.float32]:
         """[n, ...] gradient of each example's loss with respect to that example, with dropout."""
@@ -100,8 +118,8 @@ class KerasReference:
         return float(keras_absolute_errors(self._graph, batch.labels, output).sum())
 
     def train(self, batches: Sequence[CheckBatch], plan: TrainingPlan) -> _Weights:
-        """The weights after one step of the plan's ``tf.keras.optimizers`` per batch, from fresh slots."""
-        weights: _Weights = tuple(variable.numpy() for variable in self._model.trainable_weights)
+        """The travelling weights after one step of the plan's ``tf.keras.optimizers`` per batch, from fresh slots."""
+        weights: _Weights = tuple(variable.numpy() for variable in travelling_weights(self._model))
         step = self.begin_training(plan, weights)
         for batch in batches:
             weights = step(batch)
@@ -110,7 +128,7 @@ class KerasReference:
     def begin_training(
         self, plan: TrainingPlan, weights: Sequence[npt.NDArray[np.float32]]
     ) -> Callable[[CheckBatch], _Weights]:
-        """A function that takes a step on a batch and gives the weights; between steps they may be set to others.
+        """A function that takes a step on a batch and gives the travelling weights; between steps they may be set to others.
 
         Args:
             plan: Its optimizer starts with fresh slots.
@@ -125,10 +143,10 @@ class KerasReference:
             self.set_weights(reached)
             _, gradients = self._gradients(batch.x, batch.labels, self._masks(batch))
             if plan.proximal_mu:
-                triples = zip(gradients, variables, weights, strict=True)
+                triples = zip(gradients, variables, weights[: len(variables)], strict=True)
                 gradients = [gradient + plan.proximal_mu * (weight - start) for gradient, weight, start in triples]
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
-            reached = tuple(weight.numpy() for weight in variables)
+            reached = tuple(weight.numpy() for weight in travelling_weights(self._model))
             return reached
 
         return step
@@ -174,6 +192,13 @@ def keras_optimizer(plan: TrainingPlan) -> Any:
     if plan.optimizer == "adam":
         return optimizers.Adam(plan.learning_rate, **adaptive)
     return optimizers.AdamW(plan.learning_rate, weight_decay=plan.weight_decay, **adaptive)
+
+
+def _clone_in_float64(layer: Any) -> Any:
+    options: dict[str, Any] = {"dtype": "float64"}
+    if isinstance(layer, tf.keras.layers.BatchNormalization):
+        options["fused"] = False  # the fused op knows no float64
+    return type(layer).from_config({**layer.get_config(), **options})
 
 
 def _clone_layer(layer: Any) -> Any:

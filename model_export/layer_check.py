@@ -12,12 +12,13 @@ from ai_edge_litert.interpreter import Interpreter
 
 from model_export.conversion import quiet_tensorflow
 from model_export.file_ops import count_ops
+from model_export.gradient_comparison import gradient_error
 from model_export.keras_graph import read_graph
+from model_export.keras_weights import moving_statistics, travelling_weights
 from model_export.layer_table import row_model
 from model_export.lowering.forward import LoweredModel
 from model_export.native_forward import native_logits
 from model_export.operations import ModelGraph
-from model_export.parity import gradient_error
 
 __all__ = ["RowMeasurement", "measure_row"]
 
@@ -54,8 +55,9 @@ def measure_row(name: str, *, seed: int = 0) -> RowMeasurement:
     """
     rng = np.random.default_rng(seed)
     model = row_model(name)
-    weights = [(rng.standard_normal(w.shape) * _WEIGHT_SCALE).astype(np.float32) for w in model.trainable_weights]
-    for variable, value in zip(model.trainable_weights, weights, strict=True):
+    variables = travelling_weights(model)
+    weights = [(rng.standard_normal(w.shape) * _WEIGHT_SCALE).astype(np.float32) for w in variables]
+    for variable, value in zip(variables, weights, strict=True):
         variable.assign(value)
     x = rng.standard_normal((_BATCH_SIZE, *model.inputs[0].shape[1:])).astype(np.float32)
     dlogits = rng.standard_normal((_BATCH_SIZE, 3)).astype(np.float32)
@@ -79,7 +81,7 @@ def _convert(graph: ModelGraph) -> bytes:
 
     def step(x: Any, dlogits: Any, *weights: Any) -> dict[str, Any]:
         stored = [_transposed(graph, index, weight) for index, weight in enumerate(weights)]
-        run = lowered.forward(stored, x, None)
+        run = lowered.forward(stored, x, None, tf.ones([_BATCH_SIZE]))
         gradients = run.weight_gradients(dlogits)
         of_keras = [
             tf.transpose(tf.reshape(g, g.shape[1:])) if i in graph.dense_kernels else g for i, g in enumerate(gradients)
@@ -115,23 +117,26 @@ def _run(file: bytes, inputs: Sequence[_Array]) -> tuple[list[_Array], int]:
 
 
 def _keras(model: Any, x: _Array, dlogits: _Array) -> list[_Array]:
+    statistics = moving_statistics(model)
+    before = [statistic.numpy() for statistic in statistics]
     with tf.GradientTape() as tape:
-        logits = model(x)
+        logits = model(x, training=True)
     gradients = tape.gradient(logits, model.trainable_weights, output_gradients=tf.constant(dlogits))
-    return [logits.numpy(), *(gradient.numpy() for gradient in gradients)]
+    falls = [old - statistic.numpy() for old, statistic in zip(before, statistics, strict=True)]
+    return [logits.numpy(), *(gradient.numpy() for gradient in gradients), *falls]
 
 
 def _native(graph: ModelGraph, weights: Sequence[_Array], x: _Array, dlogits: _Array) -> list[_Array]:
     watched = [tf.constant(weight) for weight in weights]
     with tf.GradientTape() as tape:
         tape.watch(watched)
-        logits = native_logits(graph, watched, tf.constant(x), None)
+        logits = native_logits(graph, watched, tf.constant(x), None, training=True)
     gradients = tape.gradient(logits, watched, output_gradients=tf.constant(dlogits))
     return [logits.numpy(), *(gradient.numpy() for gradient in gradients)]
 
 
 def _relative_error(got: Sequence[_Array], expected: Sequence[_Array]) -> float:
-    """``parity.gradient_error``; infinity if anything is not finite or of another shape."""
+    """``gradient_error``; infinity if anything is not finite or of another shape."""
     if [a.shape for a in got] != [b.shape for b in expected] or not all(np.isfinite(a).all() for a in got):
         return math.inf
     return gradient_error([a.astype(np.float64) for a in got], [b.astype(np.float64) for b in expected])

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 __all__ = [
     "Affine",
+    "BatchNorm",
     "Concatenate",
     "Conv2DTranspose",
     "DepthwiseConv2D",
@@ -68,6 +69,25 @@ class GroupNorm:
     beta: int | None
     groups: int
     epsilon: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BatchNorm:
+    """Zero mean and unit variance of each channel over the batch, or by moving statistics; then scale and shift."""
+
+    gamma: int | None
+    beta: int | None
+    mean: int
+    """Position of the moving mean [channels]."""
+    variance: int
+    """Position of the moving variance."""
+    momentum: float
+    """What a step leaves of the moving statistics."""
+    epsilon: float
+    is_training: bool
+    """Whether training uses and follows the batch's statistics; a frozen layer never does."""
+    has_correction: bool
+    """Whether the moving variance follows the unbiased one (Bessel's), as Keras has it for images."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

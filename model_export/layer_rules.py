@@ -13,6 +13,7 @@ import tensorflow as tf
 from model_export.image_rules import IMAGE_RULES
 from model_export.layer_operations import (
     Affine,
+    BatchNorm,
     Concatenate,
     GroupNorm,
     LayerNorm,
@@ -29,6 +30,7 @@ from model_export.rule_parts import LayerReading, Rule, activation_of, bias_of, 
 
 __all__ = ["SUPPORTED_LAYERS", "LayerReading", "operations_of_layer"]
 
+_MAX_NORMALIZED_AXES: Final = 3
 _PARTS: Final = ("kernel", "bias", "depthwise", "pointwise", "gamma", "beta")
 _REGULARIZED: Final = (
     *(f"{part}_{kind}" for part in _PARTS for kind in ("regularizer", "constraint")),
@@ -144,6 +146,30 @@ def _group_norm(reading: LayerReading) -> list[Operation]:
     ]
 
 
+def _batch_norm(reading: LayerReading) -> list[Operation]:
+    layer, shape = reading.layer, reading.input_shapes[0]
+    if list(layer.axis) != [len(shape)] or len(shape) > _MAX_NORMALIZED_AXES:
+        refuse(layer, f"axis={list(layer.axis)} of {1 + len(shape)} axes", "Use axis=-1, on images or less.")
+    if getattr(layer, "synchronized", False):
+        refuse(layer, "synchronized=True", "Use synchronized=False: a device trains alone.")
+    if layer.trainable and len(layer.inbound_nodes) > 1:
+        refuse(
+            layer, "is used more than once", "Use one BatchNormalization per place: each follows its own statistics."
+        )
+    return [
+        BatchNorm(
+            gamma=_optional(reading, layer.gamma),
+            beta=_optional(reading, layer.beta),
+            mean=reading.weight_position(layer.moving_mean),
+            variance=reading.weight_position(layer.moving_variance),
+            momentum=float(layer.momentum),
+            epsilon=layer.epsilon,
+            is_training=layer.trainable,
+            has_correction=bool(layer.fused),
+        )
+    ]
+
+
 def _recurrent(kind: RecurrentKind, reading: LayerReading) -> list[Operation]:
     layer = reading.layer
     cell = layer.cell
@@ -189,6 +215,7 @@ _RULES: Final[Mapping[type, Rule]] = {
     _layers.Activation: lambda reading: activation_of(reading.layer),
     _layers.Add: _add,
     _layers.Average: functools.partial(_merge, "average"),
+    _layers.BatchNormalization: _batch_norm,
     _layers.Concatenate: _concatenate,
     _layers.Dense: _dense,
     _layers.Dropout: _dropout,

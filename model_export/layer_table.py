@@ -7,6 +7,7 @@ as the gradient of what comes before it.
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import numpy as np
 import tensorflow as tf
 
 __all__ = ["LAYER_ROWS", "row_model"]
@@ -43,6 +44,13 @@ def _squeeze_and_excite(x: Any) -> Any:
 def _hard_swish(x: Any) -> Any:
     gate = _layers.Rescaling(1 / 6)(_layers.ReLU(6.0)(_layers.Rescaling(1.0, 3.0)(x)))
     return _layers.Multiply()([x, gate])
+
+
+def _frozen_batch_norm(x: Any) -> Any:
+    layer = _layers.BatchNormalization(trainable=False)
+    y = layer(x)
+    layer.set_weights([np.linspace(start, 1.5, x.shape[-1]) for start in (0.5, -1.0, -0.5, 0.1)])
+    return y
 
 
 def _activation(name: str) -> tuple[tuple[int, ...], _Build]:
@@ -116,6 +124,17 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
         _WIDE, lambda: _layers.Activation("tanh"), lambda: _layers.GroupNormalization(-1)
     ),
     "GroupNormalization on features": _on(_FEATURES, lambda: _layers.GroupNormalization(2)),
+    # After tanh, for the same reason.
+    "BatchNormalization on images": _on(
+        _IMAGE, lambda: _layers.Activation("tanh"), lambda: _layers.BatchNormalization(momentum=0.9)
+    ),
+    "BatchNormalization on sequences": _on(
+        _SEQUENCE, lambda: _layers.Activation("tanh"), lambda: _layers.BatchNormalization(momentum=0.9)
+    ),
+    "BatchNormalization on features, no scale": _on(
+        _FEATURES, lambda: _layers.Activation("tanh"), lambda: _layers.BatchNormalization(scale=False, momentum=0.8)
+    ),
+    "BatchNormalization, frozen": (_IMAGE, _frozen_batch_norm),
     "LSTM": _on(_SHORT, lambda: _layers.LSTM(5)),
     "LSTM return_sequences": _on(_SHORT, lambda: _layers.LSTM(5, return_sequences=True)),
     "LSTM, no bias": _on(_SHORT, lambda: _layers.LSTM(5, use_bias=False)),

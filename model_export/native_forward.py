@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from model_export.dropout import dropout_mask
+from model_export.layer_operations import BatchNorm
 from model_export.lowering.tensor_types import Tensor
+from model_export.native_batch_norm import native_batch_norm
 from model_export.native_layers import NATIVE_LAYERS, native_activation, on_image
 from model_export.operations import (
     Activation,
@@ -31,14 +33,17 @@ from model_export.operations import (
 __all__ = ["native_logits"]
 
 
-def native_logits(graph: ModelGraph, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None) -> Tensor:
+def native_logits(
+    graph: ModelGraph, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None, *, training: bool = False
+) -> Tensor:
     """The model's logits.
 
     Args:
         graph: The model.
-        weights: The trainable ones in Keras order and layout.
+        weights: The travelling ones in the plan's order and Keras's layout.
         x: [n, ...] float32; n may be unknown.
         tickets: [n] int32, or ``None`` to leave dropout out.
+        training: Whether batch normalisation is by the batch's statistics.
 
     Returns:
         [n, num_classes]: the model's output, or, if that is a softmax, what goes into it.
@@ -47,6 +52,9 @@ def native_logits(graph: ModelGraph, weights: Sequence[Tensor], x: Tensor, ticke
     values: list[Tensor] = []
     for node in graph.nodes[: graph.logits + 1]:
         inputs = [values[source] for source in node.inputs] or [x]
+        if isinstance(node.operation, BatchNorm):
+            values.append(native_batch_norm(node.operation, inputs[0], weights, training=training))
+            continue
         values.append(_run(node, inputs, weights, tickets))
     return values[-1]
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from model_export.layer_operations import (
     Affine,
+    BatchNorm,
     Concatenate,
     Conv2DTranspose,
     DepthwiseConv2D,
@@ -155,6 +156,7 @@ Operation: TypeAlias = (
     | Conv2DTranspose
     | LayerNorm
     | GroupNorm
+    | BatchNorm
     | Affine
     | Merge
     | Concatenate
@@ -166,7 +168,7 @@ Operation: TypeAlias = (
 )
 
 
-_WEIGHT_FIELDS = ("kernel", "recurrent", "bias", "gamma", "beta")
+_WEIGHT_FIELDS = ("kernel", "recurrent", "bias", "gamma", "beta", "mean", "variance")
 """Fields of operations that hold the position of a weight."""
 
 
@@ -193,17 +195,24 @@ class ModelGraph:
     logits: int
     loss: LossSpec = dataclasses.field(default_factory=LossSpec)
     weight_shapes: tuple[tuple[int, ...], ...]
-    """Of the trainable weights: those of the plan, at positions 0 .. N-1."""
+    """Of the weights that travel: those of the plan, at positions 0 .. N-1."""
+    num_statistics: int = 0
+    """How many of them, the last ones, are moving statistics: they follow the batches, no gradient reaches them."""
     weight_names: tuple[str, ...]
     frozen_weights: tuple[npt.NDArray[np.float32], ...] = ()
-    """Values of the weights that do not train, at positions N and on: constants of the file."""
+    """Values of the weights that stay as they are, at positions N and on: constants of the file."""
 
     def weight_shape(self, position: int) -> tuple[int, ...]:
-        """Shape of the weight at a position, trainable or frozen."""
-        num_trainable = len(self.weight_shapes)
-        if position < num_trainable:
+        """Shape of the weight at a position, travelling or frozen."""
+        num_travelling = len(self.weight_shapes)
+        if position < num_travelling:
             return self.weight_shapes[position]
-        return self.frozen_weights[position - num_trainable].shape
+        return self.frozen_weights[position - num_travelling].shape
+
+    @property
+    def num_trainable(self) -> int:
+        """How many weights a gradient trains: those at positions 0 .. T-1."""
+        return len(self.weight_shapes) - self.num_statistics
 
     @property
     def input_shape(self) -> tuple[int, ...]:

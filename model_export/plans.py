@@ -48,6 +48,7 @@ def plan_for_graph(graph: ModelGraph, **fields: Unpack[PlanFields]) -> TrainingP
             huber_delta=graph.loss.huber_delta,
             has_dropout=bool(graph.dropouts),
             weights=tuple(TensorSpec(shape=shape) for shape in graph.weight_shapes),
+            num_statistics=graph.num_statistics,
             **fields,
         )
     except ValueError as error:

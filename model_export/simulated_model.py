@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_export.keras_graph import read_graph
+from model_export.keras_weights import travelling_weights
 from model_export.loss_spec import LossSpec
 from model_export.lowering.tensor_types import Tensor
 from model_export.native_forward import native_logits
@@ -36,7 +37,7 @@ class SimulatedModel:
 
     def __init__(self, model: Any, *, loss: LossSpec | None = None, **plan_fields: Unpack[PlanFields]) -> None:
         self._graph = read_graph(model, loss)
-        self._initial = tuple(weight.numpy().astype(np.float32) for weight in model.trainable_weights)
+        self._initial = tuple(weight.numpy().astype(np.float32) for weight in travelling_weights(model))
         self.plan: TrainingPlan = plan_for_graph(self._graph, **plan_fields)
         """The plan that ``export_model`` would write for the same arguments."""
 
@@ -51,7 +52,7 @@ class SimulatedModel:
             weights: In Keras order and layout.
             x: [n, ...] float32; n may be unknown.
             tickets: [n] int32 dropout tickets; may be ``None`` if not training or without dropout.
-            training: Whether dropout is on.
+            training: Whether dropout is on and batch normalisation uses the batch's statistics.
 
         Returns:
             [n, num_classes] float32.
@@ -61,7 +62,7 @@ class SimulatedModel:
         """
         if training and tickets is None and self.plan.has_dropout:
             raise ValueError("this model has dropout: training needs one ticket per example")
-        return native_logits(self._graph, weights, x, tickets if training else None)
+        return native_logits(self._graph, weights, x, tickets if training else None, training=training)
 
     def example_loss(self, output: Tensor, y: Tensor) -> Tensor:
         """Loss of each example.

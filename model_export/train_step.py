@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from model_export.lowering.forward import LoweredModel
 from model_export.lowering.losses import score
-from model_export.lowering.tensor_types import Tensor
+from model_export.lowering.tensor_types import Tensor, positive_mask
 from model_export.operations import ModelGraph
 from model_export.optimizers import ProximalTerm, build_optimizer
 from wire_protocol import model_contract as contract
@@ -43,8 +43,10 @@ class TrainStep(tf.Module):
         shapes = [self._stored_shape(index) for index in range(len(graph.weight_shapes))]
         names = [contract.weight_name(index) for index in range(len(shapes))]
         self._weights = [tf.Variable(tf.zeros(s), name=n) for n, s in zip(names, shapes, strict=True)]
-        self._optimizer = build_optimizer(plan, self._weights)
-        self._proximal_term = ProximalTerm(self._weights) if plan.proximal_mu else None
+        self._num_trainable = graph.num_trainable
+        trainable = self._weights[: self._num_trainable]
+        self._optimizer = build_optimizer(plan, trainable)
+        self._proximal_term = ProximalTerm(trainable) if plan.proximal_mu else None
 
     def signatures(self, names: Sequence[str] = contract.SIGNATURES) -> dict[str, Any]:
         """Concrete functions of the signatures, by name; those asked for."""
@@ -72,13 +74,17 @@ class TrainStep(tf.Module):
 
     def _train(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         weights = [variable.read_value() for variable in self._weights]
-        run = self._lowered.forward(weights, inputs[contract.X], inputs.get(contract.DROPOUT_TICKET))
+        mask = positive_mask(inputs[contract.EXAMPLE_WEIGHT])
+        run = self._lowered.forward(weights, inputs[contract.X], inputs.get(contract.DROPOUT_TICKET), mask)
         figures, dlogits = self._score(run.logits, inputs)
         gradients = run.weight_gradients(dlogits)
+        trained, statistics = weights[: self._num_trainable], weights[self._num_trainable :]
+        gradients, falls = gradients[: self._num_trainable], gradients[self._num_trainable :]
         if self._proximal_term is not None:
-            gradients = self._proximal_term.add_to(gradients, weights, inputs[contract.PROXIMAL_MU])
-        moved = self._optimizer.step(weights, gradients, inputs[contract.LEARNING_RATE])
-        for variable, value in zip(self._weights, moved, strict=True):
+            gradients = self._proximal_term.add_to(gradients, trained, inputs[contract.PROXIMAL_MU])
+        moved = self._optimizer.step(trained, gradients, inputs[contract.LEARNING_RATE])
+        followed = [statistic - fall for statistic, fall in zip(statistics, falls, strict=True)]
+        for variable, value in zip(self._weights, [*moved, *followed], strict=True):
             variable.assign(value)
         return figures
 
@@ -102,9 +108,9 @@ class TrainStep(tf.Module):
         weights = [self._to_stored(i, inputs[contract.weight_name(i)]) for i in range(len(self._weights))]
         for variable, value in zip(self._weights, weights, strict=True):
             variable.assign(value)
-        self._optimizer.reset(weights)
+        self._optimizer.reset(weights[: self._num_trainable])
         if self._proximal_term is not None:
-            self._proximal_term.reset(weights)
+            self._proximal_term.reset(weights[: self._num_trainable])
         return {contract.OK: tf.constant([1], tf.int32)}
 
     def _score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

@@ -2,7 +2,8 @@
 
 A file that keeps this contract can be trained by any device that knows it. All tensors have rank >= 1: LiteRT
 2.3.0's signature runner crashes on scalar inputs on aarch64. ``B`` is the plan's ``batch_size``; ``w0 .. wN`` are
-the model's weights in Keras order and layout, described by ``TrainingPlan.weights``.
+the weights that travel, in Keras layout, described by ``TrainingPlan.weights``: the trainable ones in Keras order, then
+the moving statistics of batch normalisation.
 
 | signature | inputs | outputs |
 |---|---|---|
@@ -20,6 +21,10 @@ weights, resets the optimizer's slots and, where there is a proximal term, makes
 may run before it: the file holds no weights, ``save`` would hand out uninitialised memory, and the device keeps the
 order. ``proximal_mu`` is an input only of a file exported with a proximal term (``TrainingPlan.proximal_mu`` > 0); the
 figures never contain the term.
+
+Batch normalisation in ``train`` uses the mean and variance of the examples whose weight is above 0, and moves its moving
+statistics towards them as Keras does, whatever the optimizer; a batch of padding alone leaves them. ``evaluate`` and
+``infer`` use the moving ones, and a frozen layer always does.
 
 ``k`` is the length of one example's output, ``TrainingPlan.num_classes``. The plan's ``loss`` says what ``y`` holds and
 what is measured:

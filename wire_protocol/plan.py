@@ -95,7 +95,10 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     has_dropout: bool = False
     """Whether ``train`` takes ``dropout_ticket``."""
     weights: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
-    """The trainable weights, in Keras order."""
+    """The weights that travel: the trainable ones in Keras order, then the moving statistics."""
+    num_statistics: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How many of ``weights``, the last ones, are moving means and variances of batch normalisation. ``train`` moves
+    them towards the batch's own, without optimizer, learning rate or proximal term."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     """Seeds batch order and dropout tickets (not noise: that comes from the device's operating system)."""
     min_examples: Annotated[int, msgspec.Meta(ge=1)] = 1
@@ -118,6 +121,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"{self.loss} needs num_classes of at least {_MIN_CLASSES}")
         if self.loss != "huber" and self.huber_delta != 1:
             raise ValueError(f"huber_delta belongs to huber, not to {self.loss}")
+        if self.num_statistics >= len(self.weights):
+            raise ValueError(f"num_statistics is {self.num_statistics} of {len(self.weights)} weights: nothing trains")
         if self.privacy is not None:
             self.privacy.check_for(self.num_parameters)
 
@@ -133,7 +138,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def num_parameters(self) -> int:
-        """Number of trainable parameters."""
+        """How many numbers travel: trainable parameters and moving statistics."""
         return sum(spec.num_elements for spec in self.weights)
 
     @property

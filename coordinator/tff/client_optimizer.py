@@ -53,6 +53,19 @@ class ClientOptimizer(tff.learning.optimizers.Optimizer[Any, Any, Any]):
         Returns:
             The new state, and the weights after the step.
         """
+        state, moved = self._trained(state, weights, gradients)
+        return state, self._with_statistics(weights, gradients, moved)
+
+    def _with_statistics(self, weights: Any, gradients: Any, moved: Any) -> Any:
+        """Moving statistics fall by what stands in their gradient's place, whatever the optimizer."""
+        if not self._plan.num_statistics:
+            return moved
+        flat = tf.nest.flatten(moved)
+        first = len(flat) - self._plan.num_statistics
+        pairs = zip(tf.nest.flatten(weights)[first:], tf.nest.flatten(gradients)[first:], strict=True)
+        return tf.nest.pack_sequence_as(moved, [*flat[:first], *(weight - fall for weight, fall in pairs)])
+
+    def _trained(self, state: Any, weights: Any, gradients: Any) -> tuple[Any, Any]:
         plan, step = self._plan, state["step"] + 1
         anchor = state["anchor"]
         if plan.proximal_mu:

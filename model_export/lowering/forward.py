@@ -58,7 +58,8 @@ class ForwardPass:
     logits: Tensor
     """[B, num_classes]."""
     weight_gradients: Callable[[Tensor], list[Tensor]]
-    """Gradient of the logits -> gradients of the weights, in Keras order and in their stored layout."""
+    """Gradient of the logits -> gradients of the travelling weights, in order and in their stored layout; of a moving
+    statistic how far it falls."""
 
 
 class LoweredModel:
@@ -75,13 +76,17 @@ class LoweredModel:
         self._wanted = self._graph.reaches_weights()
         self._frozen = _frozen_in_stored_layout(graph)
 
-    def forward(self, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None) -> ForwardPass:
+    def forward(
+        self, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None, mask: Tensor | None = None
+    ) -> ForwardPass:
         """Runs the model up to its logits.
 
         Args:
-            weights: The trainable ones in Keras order, in their stored layout.
+            weights: The travelling ones in the plan's order, in their stored layout.
             x: [B, ...] float32.
             tickets: [B] int32, or ``None`` to leave dropout out.
+            mask: [B] float32, 1 where an example counts, while training; ``None``: batch normalisation is by its
+                moving statistics.
         """
         weights = [*weights, *map(tf.constant, self._frozen)]
         values: list[Tensor] = []
@@ -93,7 +98,7 @@ class LoweredModel:
                 values.append(_frozen_convolution(node.operation, inputs[0], weights))
                 pullbacks.append(_no_gradients)
                 continue
-            value, pullback = self._run(node, inputs, weights, tickets)
+            value, pullback = self._run(node, inputs, weights, tickets, mask)
             values.append(value)
             pullbacks.append(pullback)
         return ForwardPass(logits=values[-1], weight_gradients=lambda dy: self._backward(pullbacks, dy))
@@ -118,7 +123,12 @@ class LoweredModel:
         return [of_weights[position] for position in range(len(self._graph.weight_shapes))]
 
     def _run(
-        self, node: Node, inputs: Sequence[Tensor], weights: Sequence[Tensor], tickets: Tensor | None
+        self,
+        node: Node,
+        inputs: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        tickets: Tensor | None,
+        mask: Tensor | None,
     ) -> tuple[Tensor, NodePullback]:
         needs_dx = any(self._wanted[source] for source in node.inputs)
         operation, x = node.operation, inputs[0]
@@ -142,7 +152,14 @@ class LoweredModel:
                 return total, lambda dy: (to_each(dy), {})
             case _ if type(operation) in LAYERS:
                 return LAYERS[type(operation)](
-                    Call(operation=operation, inputs=inputs, shape=node.shape, weights=weights, needs_dx=needs_dx)
+                    Call(
+                        operation=operation,
+                        inputs=inputs,
+                        shape=node.shape,
+                        weights=weights,
+                        needs_dx=needs_dx,
+                        mask=mask,
+                    )
                 )
             case _:
                 return unary(self._run_unary(node, x, tickets))

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from model_export.layer_operations import (
     Affine,
+    BatchNorm,
     Concatenate,
     Conv2DTranspose,
     DepthwiseConv2D,
@@ -20,6 +21,7 @@ from model_export.layer_operations import (
     Recurrent,
     UpSample,
 )
+from model_export.lowering.batch_normalization import batch_normalize, moving_normalize
 from model_export.lowering.convolution import convolve_transposed
 from model_export.lowering.dense import LayerPullback
 from model_export.lowering.depthwise import convolve_depthwise
@@ -52,6 +54,8 @@ class Call:
     weights: Sequence[Tensor]
     """All the model's, by position, in their stored layout."""
     needs_dx: bool
+    mask: Tensor | None = None
+    """[B] 1 where an example counts, while training; ``None``: not training."""
 
     @property
     def x(self) -> Tensor:
@@ -142,7 +146,7 @@ def _result_axis(operation: Conv2DTranspose, size: int, window: int, axis: int) 
 
 def _normalized(call: Call, lowered: tuple[Tensor, Pullback]) -> tuple[Tensor, NodePullback]:
     """Scale and shift after a normalisation."""
-    operation: LayerNorm | GroupNorm = call.operation
+    operation: LayerNorm | GroupNorm | BatchNorm = call.operation
     h, pullback_of_h = lowered
     gamma = None if operation.gamma is None else call.weights[operation.gamma]
     y = h if gamma is None else h * gamma
@@ -210,6 +214,25 @@ def _group_norm(call: Call) -> tuple[Tensor, NodePullback]:
     return _normalized(call, group_normalize(call.x, call.operation.groups, call.operation.epsilon))
 
 
+def _batch_norm(call: Call) -> tuple[Tensor, NodePullback]:
+    operation: BatchNorm = call.operation
+    mean, variance = call.weights[operation.mean], call.weights[operation.variance]
+    if call.mask is None or not operation.is_training:
+        return _normalized(call, moving_normalize(call.x, mean, variance, operation.epsilon))
+    h, pullback_of_h, of_batch = batch_normalize(call.x, call.mask, operation.epsilon)
+    y, normalized_pullback = _normalized(call, (h, pullback_of_h))
+    rate = of_batch.is_real * (1.0 - operation.momentum)
+    seen = of_batch.variance * of_batch.correction if operation.has_correction else of_batch.variance
+
+    def pullback(dy: Tensor) -> Gradients:
+        to_inputs, to_weights = normalized_pullback(dy)
+        # How far the step takes them: `w - this` is Keras's moving average.
+        moves = {operation.mean: (mean - of_batch.mean) * rate, operation.variance: (variance - seen) * rate}
+        return to_inputs, {**to_weights, **moves}
+
+    return y, pullback
+
+
 def _pad(call: Call) -> tuple[Tensor, NodePullback]:
     return unary(on_images(lambda x: pad_image(x, call.operation.rows, call.operation.cols), call.x))
 
@@ -220,6 +243,7 @@ def _up_sample(call: Call) -> tuple[Tensor, NodePullback]:
 
 LAYERS: Final[Mapping[type, Callable[[Call], tuple[Tensor, NodePullback]]]] = {
     Affine: _affine,
+    BatchNorm: _batch_norm,
     Concatenate: lambda call: _many(concatenate_all(call.inputs, call.operation.axis)),
     Conv2DTranspose: _transposed,
     DepthwiseConv2D: _depthwise,

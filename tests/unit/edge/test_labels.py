@@ -84,6 +84,7 @@ def test_the_linear_trainer_refuses_every_other_loss_by_name():
         ({"loss": SPARSE, "num_classes": 1}, "num_classes of at least 2"),
         ({"loss": ONE_HOT, "num_classes": 1}, "num_classes of at least 2"),
         ({"loss": SQUARED, "num_classes": 1, "huber_delta": 2.0}, "huber_delta belongs to huber"),
+        ({"loss": SQUARED, "num_classes": 1, "num_statistics": 2}, "nothing trains"),
     ],
 )
 def test_a_plan_whose_loss_does_not_fit_is_not_made(fields, words):
