@@ -84,12 +84,12 @@ def test_a_file_that_is_no_model_has_exit_code_2(tmp_path):
 
 def test_an_unsupported_model_has_exit_code_3_and_names_the_layer(tmp_path):
     layers = tf.keras.layers
-    tf.keras.Sequential([layers.InputLayer((5,)), layers.BatchNormalization(name="bn"), layers.Dense(3)]).save(
+    tf.keras.Sequential([layers.InputLayer((5,)), layers.UnitNormalization(name="unit"), layers.Dense(3)]).save(
         tmp_path / "model.keras"
     )
     result = run(tmp_path / "model.keras", "--out", tmp_path / "bundle")
     assert result.exit_code == 3
-    assert "'bn' (BatchNormalization)" in result.output
+    assert "'unit' (UnitNormalization)" in result.output
     assert not (tmp_path / "bundle").exists()
 
 
