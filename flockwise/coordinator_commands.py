@@ -22,7 +22,7 @@ from flockwise.broker_commands import broker_config, broker_login
 from flockwise.probe_command import probe_acl
 from flockwise.reporting import one_line_errors, print_json
 from flockwise.roster_commands import devices, enrol_token
-from flockwise.serve_privacy import epsilon_text, epsilon_values, privacy_options, private_bundle
+from flockwise.serve_privacy import epsilon_text, epsilon_values, privacy_options, private_bundle, round_recorder
 from wire_protocol.errors import WireError
 
 __all__ = ["coordinator"]
@@ -189,13 +189,20 @@ def _serve(options: dict[str, Any]) -> int:
             err=True,
         )
         config = dataclasses.replace(config, broker_url=url)
+        note = round_recorder(options["state_dir"], bundle)
         show = _print_round_json if options["as_json"] else _print_round_line
+
+        def on_round(summary: Any, state: Any) -> None:
+            del state
+            note(summary)
+            show(summary, bundle)
+
         loop = run_rounds(
             config,
             bundle=bundle,
             aggregator=LateAggregator(lambda: _make_aggregator(options, bundle, spec, config.policy)),
             task=task,
-            on_round=lambda summary, _: show(summary, bundle),
+            on_round=on_round,
             stop=stop,
         )
     if loop.gave_up:

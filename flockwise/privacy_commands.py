@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flockwise.privacy_report_command import report
 from flockwise.reporting import one_line_errors, print_json
 
 if TYPE_CHECKING:
@@ -17,12 +18,15 @@ _errors_in_one_line = one_line_errors(ValueError)
 
 @click.group()
 def privacy() -> None:
-    """Explain and calibrate differential privacy.
+    """Explain, calibrate and report on differential privacy.
 
     Exit codes: 0 done, 1 the mechanism does not fit together (the reason is on standard error), 2 wrong usage.
 
     Example: flockwise privacy explain --epsilon 4 --rounds 30 --contributors 100 --clipping-norm 0.5
     """
+
+
+privacy.add_command(report)
 
 
 @privacy.command()

@@ -1,6 +1,7 @@
 """The options of `flockwise coordinator serve` that make a task private, and what they say of each round."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from coordinator.task_bundle import TaskBundle
 
-__all__ = ["epsilon_text", "epsilon_values", "privacy_options", "private_bundle"]
+__all__ = ["epsilon_text", "epsilon_values", "privacy_options", "private_bundle", "round_recorder"]
 
 
 def privacy_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,6 +65,15 @@ def private_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskBundle
     )
     options["clipping_norm"] = None  # the devices', from here on; the aggregation clips nothing
     return made_private(bundle, wish)
+
+
+def round_recorder(state_dir: Path, bundle: "TaskBundle") -> Callable[[Any], None]:
+    """What writes down each round of a private task for `flockwise privacy report`; nothing for any other."""
+    from coordinator.privacy_record import PrivacyRecord
+
+    if bundle.plan.privacy is None:
+        return lambda _: None
+    return PrivacyRecord(state_dir / bundle.task_id, bundle.plan).note
 
 
 def epsilon_values(summary: Any, bundle: "TaskBundle") -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_the_wire_document_states_the_limits_in_force():
                                   ["coordinator", "devices", "reinstate"], ["edge", "enrol"], ["edge", "reset"],
                                   ["demo"], ["export"], ["simulate"], ["edge", "run"],
                                   ["edge", "once"], ["edge", "doctor"], ["edge", "eligible"], ["edge", "show-config"],
-                                  ["edge", "import-data"], ["privacy", "explain"], ["edge", "budget"]])  # fmt: skip
+                                  ["edge", "import-data"], ["privacy", "explain"], ["privacy", "report"], ["edge", "budget"]])  # fmt: skip
 def test_every_command_helps_with_an_example_and_its_exit_codes(verb):
     result = CliRunner().invoke(main, [*verb, "--help"])
     assert result.exit_code == 0, result.output

@@ -1,0 +1,77 @@
+"""The auditor's page says what was recorded, what it costs, and what was measured."""
+
+import json
+import types
+
+import pytest
+from click.testing import CliRunner
+
+from coordinator.errors import InvalidBundle
+from coordinator.privacy_accounting import claimed_epsilon
+from coordinator.privacy_record import RECORD_FILE, PrivacyRecord, read_privacy_record
+from coordinator.private_task import PrivacyWish, made_private
+from coordinator.round_table import RoundState
+from flockwise.cli import main
+from simulators.virtual_run import linear_task
+
+BUNDLE = made_private(
+    linear_task(8, 3), PrivacyWish(epsilon=4.0, num_rounds=10, clipping_norm=0.5, min_contributors=20)
+)
+
+
+def _summary(round_id, state=RoundState.COMMITTED):
+    return types.SimpleNamespace(round_id=round_id, state=state, num_reports=20, epsilon=0.5 * round_id)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    directory = tmp_path / "state" / BUNDLE.task_id
+    record = PrivacyRecord(directory, BUNDLE.plan)
+    record.note(_summary(1))
+    PrivacyRecord(directory, BUNDLE.plan).note(_summary(2, RoundState.ABANDONED))  # after a restart
+    (directory / "last_round_id").write_text("3\n")
+    return tmp_path / "state"
+
+
+def _report(run_dir, *more):
+    return CliRunner().invoke(main, ["privacy", "report", str(run_dir), *more])
+
+
+def test_the_page_names_rounds_price_audit_and_what_voids_it(run_dir, tmp_path):
+    out = tmp_path / "page.html"
+    result = _report(run_dir, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    page = out.read_text()
+    assert all(word in page for word in ("abandoned", "epsilon_by_rdp", "epsilon_by_pld", "least_mu", "What voids it"))
+    assert "<script" not in page
+    assert "http" not in page
+
+
+def test_the_price_is_of_every_round_that_was_opened_not_of_those_that_were_recorded(run_dir):
+    values = json.loads(_report(run_dir, "--json").output)
+    assert len(values["rounds"]) == 2
+    assert values["spent"]["rounds_charged_at_most"] == 3
+    assert values["spent"]["epsilon_by_rdp"] == pytest.approx(claimed_epsilon(BUNDLE.plan.privacy, 3))
+    assert values["audit"]["holds"]
+    assert values["audit"]["least_epsilon"] < values["spent"]["epsilon_by_rdp"]
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out_and_damage_is_said(run_dir):
+    path = run_dir / BUNDLE.task_id / RECORD_FILE
+    path.write_bytes(path.read_bytes() + b'{"round_id": 3, "sta')
+    assert len(read_privacy_record(path.parent)[2]) == 2
+    path.write_bytes(b"no record\n")
+    with pytest.raises(InvalidBundle):
+        read_privacy_record(path.parent)
+    assert _report(run_dir).exit_code == 1
+
+
+def test_a_directory_without_a_private_task_says_what_to_do(tmp_path):
+    result = _report(tmp_path)
+    assert (result.exit_code, "serve --epsilon" in result.output) == (1, True)
+
+
+def test_a_dry_run_writes_nothing(run_dir, tmp_path):
+    out = tmp_path / "page.html"
+    assert _report(run_dir, "--out", str(out), "--dry-run").exit_code == 0
+    assert not out.exists()
