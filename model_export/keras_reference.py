@@ -50,13 +50,14 @@ class KerasReference:
         self._model = tf.keras.models.clone_model(model, clone_function=_clone_layer)
         for mine, given in zip(self._model.non_trainable_weights, model.non_trainable_weights, strict=True):
             mine.assign(given)
+        _finish_constants(self._model)
         self._dropouts = [self._model.get_layer(dropout.layer_name) for dropout in graph.dropouts]
         self._exact: Any = None
         self._loss = keras_loss(graph, tf.keras.losses.Reduction.SUM)
         x = tf.TensorSpec([None, *graph.input_shape], tf.float32)
         is_sparse = graph.loss.name == "sparse_categorical_crossentropy"
         labels = tf.TensorSpec([None], tf.int32) if is_sparse else tf.TensorSpec([None, graph.num_classes], tf.float32)
-        masks = [tf.TensorSpec([None, *node.shape], tf.float32) for node in graph.dropout_nodes]
+        masks = [tf.TensorSpec([None, *node.mask_shape], tf.float32) for node in graph.dropout_nodes]
         self._gradients = tf.function(self._loss_and_gradients, input_signature=[x, labels, masks], autograph=False)
         self._input_gradients = tf.function(
             self._gradients_of_inputs, input_signature=[x, labels, masks], autograph=False
@@ -93,7 +94,8 @@ class KerasReference:
             self._exact = tf.keras.models.clone_model(self._model, clone_function=_clone_in_float64)
         exact = self._exact
         for mine, given in zip(exact.weights, self._model.weights, strict=True):
-            mine.assign(tf.cast(given, tf.float64))
+            mine.assign(tf.cast(given, mine.dtype))
+        _finish_constants(exact)
         for layer, mask in zip(self._dropouts, self._masks(batch), strict=True):
             exact.get_layer(layer.name).mask = tf.constant(mask, tf.float64)
         with tf.GradientTape() as tape:
@@ -176,8 +178,8 @@ class KerasReference:
 
     def _masks(self, batch: CheckBatch) -> list[npt.NDArray[np.float32]]:
         return [
-            dropout_mask_array(batch.tickets, math.prod(node.shape), dropout.index, dropout.rate).reshape(
-                len(batch.x), *node.shape
+            dropout_mask_array(batch.tickets, math.prod(node.mask_shape), dropout.index, dropout.rate).reshape(
+                len(batch.x), *node.mask_shape
             )
             for node, dropout in zip(self._graph.dropout_nodes, self._graph.dropouts, strict=True)
         ]
@@ -192,6 +194,13 @@ def keras_optimizer(plan: TrainingPlan) -> Any:
     if plan.optimizer == "adam":
         return optimizers.Adam(plan.learning_rate, **adaptive)
     return optimizers.AdamW(plan.learning_rate, weight_decay=plan.weight_decay, **adaptive)
+
+
+def _finish_constants(model: Any) -> None:
+    """A Normalization computes with copies of its weights."""
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.layers.Normalization):
+            layer.finalize_state()
 
 
 def _clone_in_float64(layer: Any) -> Any:

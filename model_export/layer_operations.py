@@ -5,7 +5,7 @@ axis that is not there.
 """
 
 import dataclasses
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 __all__ = [
     "Affine",
@@ -22,6 +22,7 @@ __all__ = [
     "Permute",
     "Recurrent",
     "RecurrentKind",
+    "Standardize",
     "UpSample",
 ]
 
@@ -96,6 +97,14 @@ class Affine:
 
     scale: float
     offset: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Standardize:
+    """``(x - centre) / deviation`` with constants, as nested tuples of numbers that broadcast over the batch."""
+
+    centre: Any
+    deviation: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

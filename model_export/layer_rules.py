@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
 import tensorflow as tf
 
 from model_export.image_rules import IMAGE_RULES
@@ -22,6 +23,7 @@ from model_export.layer_operations import (
     Permute,
     Recurrent,
     RecurrentKind,
+    Standardize,
     UpSample,
 )
 from model_export.operations import Activation, Add, Dense, Dropout, Operation, Reshape
@@ -85,15 +87,33 @@ def _softmax(reading: LayerReading) -> list[Operation]:
     return [Activation(name="softmax")]
 
 
-def _dropout(reading: LayerReading) -> list[Operation]:
+def _dropout(reading: LayerReading, *, is_spatial: bool = False) -> list[Operation]:
     layer = reading.layer
+    require_channels_last(layer)
     if layer.noise_shape is not None or layer.seed is not None:
         refuse(layer, "noise_shape or seed is set", "Leave both out: masks are drawn from dropout tickets.")
     if len(layer.inbound_nodes) > 1:
         refuse(layer, "is used more than once", "Use one Dropout layer per place: each has masks of its own.")
     if not layer.rate:
         return []
-    return [Dropout(index=reading.num_dropouts, rate=float(layer.rate), layer_name=layer.name)]
+    return [Dropout(index=reading.num_dropouts, rate=float(layer.rate), layer_name=layer.name, is_spatial=is_spatial)]
+
+
+_spatial_dropout: Final = functools.partial(_dropout, is_spatial=True)
+
+
+def _normalization(reading: LayerReading) -> list[Operation]:
+    layer = reading.layer
+    if layer.invert:
+        refuse(layer, "invert=True", "Use Rescaling, or invert=False.")
+    deviation = np.maximum(np.sqrt(np.asarray(layer.variance, np.float32)), np.float32(tf.keras.backend.epsilon()))
+    mean = np.asarray(layer.mean, np.float32)
+    return [Standardize(centre=_as_nested(mean), deviation=_as_nested(deviation))]
+
+
+def _as_nested(array: Any) -> Any:
+    """[1, ..., C] as nested tuples, so that the operation stays a value."""
+    return tuple(map(_as_nested, array)) if getattr(array, "ndim", 0) else float(array)
 
 
 def _add(reading: LayerReading) -> list[Operation]:
@@ -230,6 +250,7 @@ _RULES: Final[Mapping[type, Rule]] = {
     _layers.Maximum: functools.partial(_merge, "maximum"),
     _layers.Minimum: functools.partial(_merge, "minimum"),
     _layers.Multiply: functools.partial(_merge, "multiply"),
+    _layers.Normalization: _normalization,
     _layers.Permute: lambda reading: [Permute(order=tuple(reading.layer.dims))],
     _layers.ReLU: _relu,
     _layers.RepeatVector: _repeat_vector,
@@ -237,6 +258,8 @@ _RULES: Final[Mapping[type, Rule]] = {
     _layers.Reshape: lambda _: [Reshape()],
     _layers.SimpleRNN: functools.partial(_recurrent, "simple"),
     _layers.Softmax: _softmax,
+    _layers.SpatialDropout1D: _spatial_dropout,
+    _layers.SpatialDropout2D: _spatial_dropout,
     _layers.Subtract: functools.partial(_merge, "subtract"),
 }
 

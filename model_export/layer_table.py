@@ -53,6 +53,12 @@ def _frozen_batch_norm(x: Any) -> Any:
     return y
 
 
+def _adapted(x: Any) -> Any:
+    layer = _layers.Normalization()
+    layer.adapt(np.arange(60, dtype=np.float32).reshape(10, 6) ** 1.5)
+    return layer(x)
+
+
 def _activation(name: str) -> tuple[tuple[int, ...], _Build]:
     return _FEATURES, _apply(lambda: _layers.Activation(name))
 
@@ -142,6 +148,8 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
     "GRU return_sequences": _on(_SHORT, lambda: _layers.GRU(5, return_sequences=True)),
     "GRU go_backwards": _on(_SHORT, lambda: _layers.GRU(5, go_backwards=True, return_sequences=True)),
     "SimpleRNN": _on(_SHORT, lambda: _layers.SimpleRNN(5)),
+    "Normalization": _on(_IMAGE, lambda: _layers.Normalization(mean=[0.5, -1.0, 2.0], variance=[0.25, 4.0, 0.0])),
+    "Normalization, adapted": (_FEATURES, _adapted),
     "Rescaling": _on(_FEATURES, lambda: _layers.Rescaling(0.5, 1.0)),
     "Add": (_FEATURES, _with_branch(_layers.Add)),
     "Subtract": (_FEATURES, _with_branch(_layers.Subtract)),

@@ -97,7 +97,7 @@ def _run_without_weights(node: Node, x: Tensor, tickets: Tensor | None) -> Tenso
         case Dropout(index=index, rate=rate):
             if tickets is None:
                 return x
-            mask = dropout_mask(tickets, math.prod(node.shape), index, rate)
-            return x * tf.reshape(mask, [-1, *node.shape])
+            mask = dropout_mask(tickets, math.prod(node.mask_shape), index, rate)
+            return x * tf.reshape(mask, [-1, *node.mask_shape])
         case other:
             raise AssertionError(f"no native operation for {other}")  # the layer table admits nothing else

@@ -18,6 +18,7 @@ from model_export.layer_operations import (
     Pad,
     Permute,
     Recurrent,
+    Standardize,
     UpSample,
 )
 
@@ -158,6 +159,9 @@ NATIVE_LAYERS: Final[Mapping[type, Callable[[Any, Sequence[Any], _Weights], Any]
     Pad: _pad,
     Permute: lambda operation, inputs, _: tf.transpose(inputs[0], (0, *operation.order)),
     Recurrent: _recurrent,
+    Standardize: lambda operation, inputs, _: (
+        (inputs[0] - tf.constant(operation.centre)) / tf.constant(operation.deviation)
+    ),
     UpSample: _up_sample,
 }
 """Kind of operation -> (operation, inputs, the model's weights) -> value."""

@@ -23,6 +23,7 @@ from model_export.layer_operations import (
     Pad,
     Permute,
     Recurrent,
+    Standardize,
     UpSample,
 )
 from model_export.loss_spec import LogitActivation, LossSpec
@@ -132,6 +133,8 @@ class Dropout:
     index: int
     rate: float
     layer_name: str
+    is_spatial: bool = False
+    """Whether whole channels are dropped: one decision for all pixels of one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +161,7 @@ Operation: TypeAlias = (
     | GroupNorm
     | BatchNorm
     | Affine
+    | Standardize
     | Merge
     | Concatenate
     | GlobalMaxPool
@@ -180,6 +184,12 @@ class Node:
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     """Shape of the result for one example."""
+
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        """Of a dropout: shape of one example's mask."""
+        is_spatial = isinstance(self.operation, Dropout) and self.operation.is_spatial
+        return (*(1 for _ in self.shape[:-1]), self.shape[-1]) if is_spatial else self.shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -179,7 +179,8 @@ class LoweredModel:
             case Dropout(index=index, rate=rate):
                 if tickets is None:
                     return x, lambda dy: dy
-                mask = tf.reshape(dropout_mask(tickets, math.prod(node.shape), index, rate), x.shape)
+                mask = dropout_mask(tickets, math.prod(node.mask_shape), index, rate)
+                mask = tf.reshape(mask, [self._batch_size, *node.mask_shape])
                 return x * mask, lambda dy: dy * mask
             case other:
                 raise AssertionError(f"no lowering for {other}")  # the layer table admits nothing else

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
 from model_export.layer_operations import (
@@ -19,6 +20,7 @@ from model_export.layer_operations import (
     Pad,
     Permute,
     Recurrent,
+    Standardize,
     UpSample,
 )
 from model_export.lowering.batch_normalization import batch_normalize, moving_normalize
@@ -175,6 +177,11 @@ def _affine(call: Call) -> tuple[Tensor, NodePullback]:
     return unary((scaled + offset if offset else scaled, lambda dy: dy if scale == 1 else dy * scale))
 
 
+def _standardize(call: Call) -> tuple[Tensor, NodePullback]:
+    inverse = 1.0 / np.asarray(call.operation.deviation, np.float32)
+    return unary(((call.x - np.asarray(call.operation.centre, np.float32)) * inverse, lambda dy: dy * inverse))
+
+
 def _permute(call: Call) -> tuple[Tensor, NodePullback]:
     order = (0, *call.operation.order)
     inverse = [order.index(axis) for axis in range(len(order))]
@@ -254,6 +261,7 @@ LAYERS: Final[Mapping[type, Callable[[Call], tuple[Tensor, NodePullback]]]] = {
     Pad: _pad,
     Permute: _permute,
     Recurrent: _recurrent,
+    Standardize: _standardize,
     UpSample: _up_sample,
 }
 """Kind of operation -> its lowering."""

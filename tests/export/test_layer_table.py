@@ -34,7 +34,8 @@ def test_a_row_in_litert_gives_the_output_and_all_gradients_of_keras(name):
 
 def test_every_layer_that_can_be_exported_has_a_row():
     used = {type(layer) for name in LAYER_ROWS for layer in row_model(name).layers}
-    assert SUPPORTED_LAYERS - used == {tf.keras.layers.Dropout}  # tests/export/test_trained_file.py
+    dropouts = {tf.keras.layers.Dropout, tf.keras.layers.SpatialDropout1D, tf.keras.layers.SpatialDropout2D}
+    assert SUPPORTED_LAYERS - used == dropouts  # tests/export/test_trained_file.py, test_input_layers.py
 
 
 def keras_layers():

@@ -28,7 +28,8 @@ def image_model(*tested):
 UNSUPPORTED = {
     "batch norm over rows": (lambda: layers.BatchNormalization(axis=1), "axis=-1"),
     "synchronized batch norm": (lambda: layers.BatchNormalization(synchronized=True), "trains alone"),
-    "SpatialDropout2D": (lambda: layers.SpatialDropout2D(0.5), "Use Dropout"),
+    "spatial dropout of channels first": (lambda: layers.SpatialDropout2D(0.5, "channels_first"), "channels_last"),
+    "inverse normalization": (lambda: layers.Normalization(mean=1.0, variance=2.0, invert=True), "Use Rescaling"),
     "output padding": (lambda: layers.Conv2DTranspose(3, 3, strides=2, output_padding=1), "Leave output_padding out"),
     "thresholded ReLU": (lambda: layers.ReLU(threshold=1.0), "Use one of the latter"),
     "bilinear upsampling": (lambda: layers.UpSampling2D(2, interpolation="bilinear"), "nearest"),
