@@ -131,7 +131,7 @@ def _kill_plan(seed: int) -> Iterator[tuple[str, int]]:
         rng.shuffle(names)
         for name in names:
             # What happens once in a process's life cannot be waited for twice.
-            once = name.startswith(("coordinator.start", "device.start")) or name == _WAITING
+            once = name.startswith(("coordinator.start", "device.start", "device.link_up")) or name == _WAITING
             yield name, 1 if once else rng.choice((1, 1, 2, 3))
 
 
