@@ -88,7 +88,10 @@ def convolve_pointwise(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Te
 
     def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
         dy_pixels = tf.reshape(dy, [1, batch * height * width, num_out])
-        dkernel = tf.reshape(tf.matmul(pixels, dy_pixels, transpose_a=True), kernel.shape)
+        # An image at a time, then over the batch, as for a bias.
+        of_images = tf.reshape(x, [batch, height * width, channels])
+        dy_images = tf.reshape(dy, [batch, height * width, num_out])
+        dkernel = tf.reshape(tf.reduce_sum(tf.matmul(of_images, dy_images, transpose_a=True), 0), kernel.shape)
         if not needs_dx:
             return None, dkernel
         return tf.reshape(tf.matmul(dy_pixels, weights, transpose_b=True), x.shape), dkernel
