@@ -17,7 +17,7 @@ from scipy import stats
 
 from edge_client.privacy.accountant import gaussian_epsilon
 from edge_client.privacy.integer_update import clip_and_round, noise_vector
-from edge_client.privacy.secure_random import SecureRandom
+from integer_noise.secure_random import SecureRandom
 from wire_protocol.integer_updates import decode_sum
 from wire_protocol.privacy_spec import PrivacySpec
 

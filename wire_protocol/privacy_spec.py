@@ -160,7 +160,7 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def share_stddev_units(self, num_parameters: int) -> float:
         """Standard deviation of what one device adds to each number, in grid units; 0 in central mode.
 
-        For ``geometric`` the scale of the *sum*: its shares are Polya variables (``edge_client.privacy.noise_tables``).
+        For ``geometric`` the scale of the *sum*: its shares are Polya variables (``integer_noise.noise_tables``).
         """
         if self.mode == "central":
             return 0.0

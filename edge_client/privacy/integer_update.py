@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.errors import NonFiniteUpdate
-from edge_client.privacy.noise_tables import NoiseTable, discrete_gaussian_table, polya_table, skellam_table
-from edge_client.privacy.secure_random import SecureRandom
+from integer_noise.noise_tables import NoiseTable, discrete_gaussian_table, polya_table, skellam_table
+from integer_noise.secure_random import SecureRandom
 from wire_protocol.integer_updates import IntegerUpdate
 from wire_protocol.privacy_spec import PrivacySpec
 

@@ -12,8 +12,8 @@ from edge_client.errors import PrivacyRefused
 from edge_client.privacy.integer_update import make_integer_update
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.rules import PrivacyRules
-from edge_client.privacy.secure_random import SecureRandom
 from edge_client.training import TrainingJob, TrainingResult
+from integer_noise.secure_random import SecureRandom
 from wire_protocol.integer_updates import encode_integer_update, flatten_tensors
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TrainingPlan, encode_plan

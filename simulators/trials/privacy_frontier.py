@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from edge_client.privacy.accountant import cost_of, epsilon_of, no_cost
 from edge_client.privacy.integer_update import clip_and_round, noise_vector
-from edge_client.privacy.noise_tables import discrete_gaussian_table
-from edge_client.privacy.secure_random import SecureRandom
+from integer_noise.noise_tables import discrete_gaussian_table
+from integer_noise.secure_random import SecureRandom
 from wire_protocol.integer_updates import decode_sum
 from wire_protocol.privacy_spec import MAX_SHARE_STDDEV_UNITS, GaussianEvent, PrivacySpec
 

@@ -12,7 +12,7 @@ import pytest
 from coordinator.private_admission import honest_l2_bound, is_overlong
 from edge_client.privacy.accountant import gaussian_epsilon, gaussian_mu
 from edge_client.privacy.integer_update import clip_and_round, make_integer_update, noise_vector
-from edge_client.privacy.secure_random import SecureRandom
+from integer_noise.secure_random import SecureRandom
 from simulators.datasets import load_digits
 from simulators.privacy_audit import audit_shares, canary_epsilon, lower_rate, upper_rate
 from simulators.trials.privacy_frontier import private_mean

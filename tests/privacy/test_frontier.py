@@ -12,8 +12,8 @@ from edge_client.linear_trainer import LinearTrainer
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.release_desk import ReleaseDesk
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
-from edge_client.privacy.secure_random import SecureRandom
 from edge_client.training import ArrayExamples, TrainingJob
+from integer_noise.secure_random import SecureRandom
 from simulators.gradient_features import NUM_FEATURES, gradient_features
 from simulators.trials import privacy_frontier
 from simulators.trials.privacy_frontier import FrontierCase, FrontierData, model_deltas, private_mean, run_case

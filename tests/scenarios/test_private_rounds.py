@@ -27,8 +27,8 @@ from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.let_out import let_out
 from edge_client.privacy.release_desk import ReleaseDesk, release_id
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
-from edge_client.privacy.secure_random import SecureRandom
 from edge_client.training import ArrayExamples, TrainingJob
+from integer_noise.secure_random import SecureRandom
 from simulators.virtual_run import linear_task
 from wire_protocol.blobs import split_blob
 from wire_protocol.integer_updates import decode_integer_update, encode_integer_update

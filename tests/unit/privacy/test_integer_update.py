@@ -13,7 +13,7 @@ from edge_client.privacy.integer_update import (
     make_integer_update,
     noise_vector,
 )
-from edge_client.privacy.secure_random import SecureRandom
+from integer_noise.secure_random import SecureRandom
 from wire_protocol.errors import MalformedMessage, OversizedMessage, TensorMismatch
 from wire_protocol.integer_updates import (
     decode_integer_update,

@@ -7,8 +7,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from edge_client.privacy.noise_tables import NoiseTable, discrete_gaussian_table, polya_table, skellam_table
-from edge_client.privacy.secure_random import SecureRandom
+from integer_noise.noise_tables import NoiseTable, discrete_gaussian_table, polya_table, skellam_table
+from integer_noise.secure_random import SecureRandom
 
 
 def _probabilities(table):

@@ -31,7 +31,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.privacy.secure_random import SecureRandom
+from integer_noise.secure_random import SecureRandom
 
 __all__ = ["NoiseTable", "discrete_gaussian_table", "polya_table", "skellam_table"]
 
