@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edge_client.errors import NonFiniteUpdate
 from edge_client.labels import Labels, labels_for
 from edge_client.model_delta import compute_model_delta
-from edge_client.training import Examples, TrainingJob, TrainingResult, check_examples
+from edge_client.training import Examples, TrainingJob, TrainingResult, check_examples, check_tokens
 from wire_protocol.local_order import local_steps
 from wire_protocol.messages import Metrics
 from wire_protocol.tensors import Tensors
@@ -99,6 +99,7 @@ def _batch(
     job: TrainingJob, examples: Examples, indices: npt.NDArray[np.int64], tickets: npt.NDArray[np.int32]
 ) -> Batch:
     x = examples.inputs(indices).reshape(len(indices), *job.plan.input_shape)
+    check_tokens(job.plan, x)
     return Batch(x=x, y=labels_for(job.plan, examples.labels[indices]), tickets=tickets)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "TrainingJob",
     "TrainingResult",
     "check_examples",
+    "check_tokens",
     "withdrawal_reason",
 ]
 
@@ -171,6 +172,29 @@ def check_examples(plan: TrainingPlan, examples: Examples) -> None:
     if math.prod(examples.input_shape) != math.prod(plan.input_shape):
         raise ExampleMismatch(f"local inputs are {examples.input_shape}; the model takes {plan.input_shape}")
     check_labels(plan, examples.labels)
+
+
+def check_tokens(plan: TrainingPlan, x: npt.NDArray[np.float32]) -> None:
+    """Refuses inputs of a step that are no token numbers, where the plan's model takes these.
+
+    The model file would take the nearest token instead, and learn of it.
+
+    Args:
+        plan: Says how many tokens there are.
+        x: [n, ...] inputs.
+
+    Raises:
+        ExampleMismatch: A number that is no token's; says which.
+    """
+    if not plan.num_tokens:
+        return
+    is_token = (x >= 0) & (x < plan.num_tokens) & (np.floor(x) == x)  # False for NaN
+    if not is_token.all():
+        wrong = float(x[~is_token][0])
+        raise ExampleMismatch(
+            f"a local input is {wrong:g}; the model takes token numbers, whole from 0 to {plan.num_tokens - 1}: "
+            "number the text with the model's own vocabulary, and import it without a scale"
+        )
 
 
 def withdrawal_reason(error: Exception) -> WithdrawalReason:

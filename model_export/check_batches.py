@@ -56,7 +56,10 @@ class CheckBatch:
 
 def draw_batch(kind: BatchKind, graph: ModelGraph, batch_size: int, rng: np.random.Generator) -> CheckBatch:
     """Draws a batch of a kind."""
-    draw = _flat_examples if kind == "flat" else _random_examples
+    if graph.num_tokens:
+        draw = _repeated_tokens if kind == "flat" else _random_tokens
+    else:
+        draw = _flat_examples if kind == "flat" else _random_examples
     count = min(batch_size, _MAX_DISTINCT)
     repeated = np.arange(batch_size) % count
     return CheckBatch(
@@ -82,6 +85,15 @@ def _labels(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDAr
 
 def _random_examples(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     return rng.standard_normal((count, *graph.input_shape)).astype(np.float32)
+
+
+def _random_tokens(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    return rng.integers(0, graph.num_tokens, (count, *graph.input_shape)).astype(np.float32)
+
+
+def _repeated_tokens(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """The first and the last token number alone: gradients of a row meet."""
+    return rng.choice(np.array([0, graph.num_tokens - 1], np.float32), (count, *graph.input_shape))
 
 
 def _flat_examples(graph: ModelGraph, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:

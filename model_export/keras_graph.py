@@ -67,6 +67,7 @@ class _Reader:
         self._nodes: list[Node] = []
         self._node_of_tensor: dict[tuple[int, int], int] = {}
         self._num_dropouts = 0
+        self._input_readers: list[Any] = []
 
     def read(self, loss: LossSpec) -> ModelGraph:
         """Reads the whole model."""
@@ -74,6 +75,7 @@ class _Reader:
         self._append(Input(), (), source.shape[1:])
         self._node_of_tensor[_key(source)] = 0
         last = self._visit(self._model.outputs[0])
+        self._check_input_readers()
         ends_in = self._nodes[last].operation
         is_unread = isinstance(ends_in, Activation) and ends_in.name == loss.logit_activation
         return ModelGraph(
@@ -102,12 +104,27 @@ class _Reader:
             weight_position=lambda weight: self._positions[weight.ref()],
             num_dropouts=self._num_dropouts,
             input_shapes=tuple(self._nodes[source].shape for source in sources),
+            reads_examples=sources == (0,),
         )
+        if 0 in sources:
+            self._input_readers.append(layer)
         _refuse_call_arguments(layer)
         for operation in operations_of_layer(reading):
             self._num_dropouts += isinstance(operation, Dropout)
             sources = (self._append(operation, sources, self._shape_after(operation, sources, output)),)
         return sources[0]
+
+    def _check_input_readers(self) -> None:
+        """Inputs are token numbers for all that read them, or for none."""
+        are_tokens = [type(layer) is tf.keras.layers.Embedding for layer in self._input_readers]
+        if any(are_tokens) and not all(are_tokens):
+            other = self._input_readers[are_tokens.index(False)]
+            refuse(other, "reads token numbers, as an Embedding does", "Put an Embedding layer before it.")
+        dtype = self._model.inputs[0].dtype
+        if dtype != tf.float32 and not (any(are_tokens) and dtype.is_integer):
+            raise UnsupportedModel(
+                f"the input is {dtype.name}; only float32 is supported, and integers that an Embedding reads"
+            )
 
     def _shape_after(self, operation: Operation, sources: tuple[int, ...], output: Any) -> Any:
         """Shape of an operation's result: its layer's, but for some that another operation follows."""
@@ -151,5 +168,3 @@ def _check_whole_model(model: Any) -> None:
         raise UnsupportedModel("the model is not a graph of layers of known shape; give it an InputLayer")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise UnsupportedModel(f"{len(model.inputs)} inputs and {len(model.outputs)} outputs; one of each is supported")
-    if model.inputs[0].dtype != tf.float32:
-        raise UnsupportedModel(f"the input is {model.inputs[0].dtype.name}; only float32 is supported")

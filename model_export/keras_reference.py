@@ -55,6 +55,7 @@ class KerasReference:
         _finish_constants(self._model)
         self._dropouts = [self._model.get_layer(dropout.layer_name) for dropout in graph.dropouts]
         self._exact: Any = None
+        self._embedded, self._after_embedding = _split_at_embeddings(self._model) if graph.num_tokens else (None, None)
         self._loss = keras_loss(graph, tf.keras.losses.Reduction.SUM)
         x = tf.TensorSpec([None, *graph.input_shape], tf.float32)
         is_sparse = graph.loss.name == "sparse_categorical_crossentropy"
@@ -103,10 +104,13 @@ class KerasReference:
         with tf.GradientTape() as tape:
             loss_sum = self._loss(batch.labels, exact(tf.constant(batch.x, tf.float64), training=True))
             mean_loss = loss_sum / len(batch.x)
-        return tuple(gradient.numpy() for gradient in tape.gradient(mean_loss, exact.trainable_weights))
+        return tuple(gradient.numpy() for gradient in _dense(tape.gradient(mean_loss, exact.trainable_weights)))
 
     def input_gradients(self, batch: CheckBatch) -> npt.NDArray[np.float32]:
-        """[n, ...] gradient of each example's loss with respect to that example, with dropout."""
+        """[n, ...] gradient of each example's loss with respect to that example, with dropout.
+
+        Where examples are token numbers, with respect to what their embeddings give: there is no other.
+        """
         gradients: npt.NDArray[np.float32] = self._input_gradients(batch.x, batch.labels, self._masks(batch)).numpy()
         return gradients
 
@@ -160,14 +164,18 @@ class KerasReference:
         with tf.GradientTape() as tape:
             loss_sum = self._loss(labels, self._model(x, training=True))
             mean_loss = loss_sum / tf.cast(tf.shape(labels)[0], tf.float32)
-        return loss_sum, tape.gradient(mean_loss, self._model.trainable_weights)
+        return loss_sum, _dense(tape.gradient(mean_loss, self._model.trainable_weights))
 
     def _gradients_of_inputs(self, x: Any, labels: Any, masks: Sequence[Any]) -> Any:
         self._set_masks(masks)
+        model = self._model
+        if self._embedded is not None:
+            x, model = self._embedded(x), self._after_embedding
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss_sum = self._loss(labels, self._model(x, training=True))
-        return tape.gradient(loss_sum, x)
+            loss_sum = self._loss(labels, model(x, training=True))
+        gradients = [tf.reshape(gradient, [tf.shape(labels)[0], -1]) for gradient in tape.gradient(loss_sum, [x])]
+        return tf.concat(gradients, 1)
 
     def _set_masks(self, masks: Sequence[Any]) -> None:
         """While a function is traced the masks are symbolic, so the traced function reads them from its arguments."""
@@ -196,6 +204,18 @@ def keras_optimizer(plan: TrainingPlan) -> Any:
     if plan.optimizer == "adam":
         return optimizers.Adam(plan.learning_rate, **adaptive)
     return optimizers.AdamW(plan.learning_rate, weight_decay=plan.weight_decay, **adaptive)
+
+
+def _dense(gradients: Sequence[Any]) -> list[Any]:
+    """Keras gives the gradient of an embedding as the rows that a batch has met."""
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def _split_at_embeddings(model: Any) -> tuple[Any, Any]:
+    """A model as what its embeddings give, and what is made of that."""
+    embeddings = [layer for layer in model.layers if isinstance(layer, tf.keras.layers.Embedding)]
+    outputs = [layer.get_output_at(call) for layer in embeddings for call in range(len(layer.inbound_nodes))]
+    return tf.keras.Model(model.inputs, outputs), tf.keras.Model(outputs, model.outputs)
 
 
 def _finish_constants(model: Any) -> None:

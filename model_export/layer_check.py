@@ -10,6 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
+from model_export.check_batches import draw_batch
 from model_export.conversion import quiet_tensorflow
 from model_export.file_ops import count_ops
 from model_export.gradient_comparison import gradient_error
@@ -59,9 +60,9 @@ def measure_row(name: str, *, seed: int = 0) -> RowMeasurement:
     weights = [(rng.standard_normal(w.shape) * _WEIGHT_SCALE).astype(np.float32) for w in variables]
     for variable, value in zip(variables, weights, strict=True):
         variable.assign(value)
-    x = rng.standard_normal((_BATCH_SIZE, *model.inputs[0].shape[1:])).astype(np.float32)
-    dlogits = rng.standard_normal((_BATCH_SIZE, 3)).astype(np.float32)
     graph = read_graph(model)
+    x = draw_batch("random", graph, _BATCH_SIZE, rng).x
+    dlogits = rng.standard_normal((_BATCH_SIZE, 3)).astype(np.float32)
     file = _convert(graph)
     got, num_partitions = _run(file, [x, dlogits, *weights])
     expected = _keras(model, x, dlogits)
@@ -123,7 +124,7 @@ def _keras(model: Any, x: _Array, dlogits: _Array) -> list[_Array]:
         logits = model(x, training=True)
     gradients = tape.gradient(logits, model.trainable_weights, output_gradients=tf.constant(dlogits))
     falls = [old - statistic.numpy() for old, statistic in zip(before, statistics, strict=True)]
-    return [logits.numpy(), *(gradient.numpy() for gradient in gradients), *falls]
+    return [logits.numpy(), *(tf.convert_to_tensor(gradient).numpy() for gradient in gradients), *falls]
 
 
 def _native(graph: ModelGraph, weights: Sequence[_Array], x: _Array, dlogits: _Array) -> list[_Array]:

@@ -13,6 +13,7 @@ __all__ = [
     "Concatenate",
     "Conv2DTranspose",
     "DepthwiseConv2D",
+    "Embedding",
     "GlobalMaxPool",
     "GroupNorm",
     "LayerNorm",
@@ -48,6 +49,14 @@ class Conv2DTranspose:
     kernel: int
     strides: _Pair
     padding: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Embedding:
+    """Rows of weight ``table`` [num_tokens, dim], one for each token number of the input."""
+
+    table: int
+    num_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,11 +29,12 @@ from model_export.layer_operations import (
 from model_export.operations import Activation, Add, Dense, Dropout, Operation, Reshape
 from model_export.remedies import remedy_for
 from model_export.rule_parts import LayerReading, Rule, activation_of, bias_of, refuse, require_channels_last
+from model_export.sequence_rules import SEQUENCE_RULES
 
 __all__ = ["SUPPORTED_LAYERS", "LayerReading", "operations_of_layer"]
 
 _MAX_NORMALIZED_AXES: Final = 3
-_PARTS: Final = ("kernel", "bias", "depthwise", "pointwise", "gamma", "beta")
+_PARTS: Final = ("kernel", "bias", "depthwise", "pointwise", "embeddings", "gamma", "beta")
 _REGULARIZED: Final = (
     *(f"{part}_{kind}" for part in _PARTS for kind in ("regularizer", "constraint")),
     "activity_regularizer",
@@ -232,6 +233,7 @@ def _repeat_vector(reading: LayerReading) -> list[Operation]:
 _layers = tf.keras.layers
 _RULES: Final[Mapping[type, Rule]] = {
     **IMAGE_RULES,
+    **SEQUENCE_RULES,
     _layers.Activation: lambda reading: activation_of(reading.layer),
     _layers.Add: _add,
     _layers.Average: functools.partial(_merge, "average"),

@@ -19,6 +19,9 @@ _SHORT: Final = (4, 3)
 _IMAGE: Final = (9, 8, 3)
 _WIDE: Final = (9, 8, 8)
 
+_TOKENS: Final = (5,)
+"""These examples are token numbers, which Embedding alone can read."""
+
 _Build = Callable[[Any], Any]
 
 
@@ -57,6 +60,10 @@ def _adapted(x: Any) -> Any:
     layer = _layers.Normalization()
     layer.adapt(np.arange(60, dtype=np.float32).reshape(10, 6) ** 1.5)
     return layer(x)
+
+
+def _two_tables(x: Any) -> Any:
+    return _layers.Add()([_layers.Embedding(7, 4)(x), _layers.Embedding(9, 4)(x)])
 
 
 def _activation(name: str) -> tuple[tuple[int, ...], _Build]:
@@ -141,6 +148,8 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
         _FEATURES, lambda: _layers.Activation("tanh"), lambda: _layers.BatchNormalization(scale=False, momentum=0.8)
     ),
     "BatchNormalization, frozen": (_IMAGE, _frozen_batch_norm),
+    "Embedding": _on(_TOKENS, lambda: _layers.Embedding(7, 4)),
+    "Embedding, two tables": (_TOKENS, _two_tables),
     "LSTM": _on(_SHORT, lambda: _layers.LSTM(5)),
     "LSTM return_sequences": _on(_SHORT, lambda: _layers.LSTM(5, return_sequences=True)),
     "LSTM, no bias": _on(_SHORT, lambda: _layers.LSTM(5, use_bias=False)),
@@ -195,8 +204,8 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
 
 
 def row_model(name: str) -> Any:
-    """The model of a row: Dense, the tested layers, Flatten, Dense(3)."""
+    """The model of a row: Dense (but not before Embedding), the tested layers, Flatten, Dense(3)."""
     shape, build = LAYER_ROWS[name]
     inputs = tf.keras.Input(shape)
-    tested = build(_layers.Dense(shape[-1])(inputs))
+    tested = build(inputs if shape == _TOKENS else _layers.Dense(shape[-1])(inputs))
     return tf.keras.Model(inputs, _layers.Dense(3)(_layers.Flatten()(tested)))

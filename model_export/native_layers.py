@@ -11,6 +11,7 @@ from model_export.layer_operations import (
     Concatenate,
     Conv2DTranspose,
     DepthwiseConv2D,
+    Embedding,
     GlobalMaxPool,
     GroupNorm,
     LayerNorm,
@@ -64,6 +65,12 @@ def _depthwise(operation: DepthwiseConv2D, inputs: Sequence[Any], weights: _Weig
         )
 
     return on_image(run, inputs[0], weights[operation.kernel])
+
+
+def _embedding(operation: Embedding, inputs: Sequence[Any], weights: _Weights) -> Any:
+    table = weights[operation.table]
+    # The gradient of a reshape is dense; that of a gather is sparse, and optimizers would have to know.
+    return tf.gather(tf.reshape(table, table.shape), tf.cast(inputs[0], tf.int32))
 
 
 def _transposed(operation: Conv2DTranspose, inputs: Sequence[Any], weights: _Weights) -> Any:
@@ -152,6 +159,7 @@ NATIVE_LAYERS: Final[Mapping[type, Callable[[Any, Sequence[Any], _Weights], Any]
     Concatenate: lambda operation, inputs, _: tf.concat(list(inputs), operation.axis),
     Conv2DTranspose: _transposed,
     DepthwiseConv2D: _depthwise,
+    Embedding: _embedding,
     GlobalMaxPool: lambda _, inputs, __: tf.reduce_max(inputs[0], list(range(1, len(inputs[0].shape) - 1))),
     GroupNorm: _group_norm,
     LayerNorm: _layer_norm,

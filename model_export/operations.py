@@ -16,6 +16,7 @@ from model_export.layer_operations import (
     Concatenate,
     Conv2DTranspose,
     DepthwiseConv2D,
+    Embedding,
     GlobalMaxPool,
     GroupNorm,
     LayerNorm,
@@ -157,6 +158,7 @@ Operation: TypeAlias = (
     | Add
     | DepthwiseConv2D
     | Conv2DTranspose
+    | Embedding
     | LayerNorm
     | GroupNorm
     | BatchNorm
@@ -172,7 +174,7 @@ Operation: TypeAlias = (
 )
 
 
-_WEIGHT_FIELDS = ("kernel", "recurrent", "bias", "gamma", "beta", "mean", "variance")
+_WEIGHT_FIELDS = ("kernel", "table", "recurrent", "bias", "gamma", "beta", "mean", "variance")
 """Fields of operations that hold the position of a weight."""
 
 
@@ -228,6 +230,12 @@ class ModelGraph:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return self.nodes[0].shape
+
+    @property
+    def num_tokens(self) -> int:
+        """How many token numbers an input may be, from 0; 0: inputs are not token numbers."""
+        tables = [node.operation.num_tokens for node in self.nodes if isinstance(node.operation, Embedding)]
+        return min(tables, default=0)
 
     @property
     def num_classes(self) -> int:

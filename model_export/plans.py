@@ -47,6 +47,7 @@ def plan_for_graph(graph: ModelGraph, **fields: Unpack[PlanFields]) -> TrainingP
             loss=graph.loss.name,
             huber_delta=graph.loss.huber_delta,
             has_dropout=bool(graph.dropouts),
+            num_tokens=graph.num_tokens,
             weights=tuple(TensorSpec(shape=shape) for shape in graph.weight_shapes),
             num_statistics=graph.num_statistics,
             **fields,

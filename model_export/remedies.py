@@ -40,7 +40,6 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "Bidirectional": "Use two recurrent layers, one with go_backwards=True, and Concatenate.",
     "Dot": "Use Multiply and a Dense layer.",
     "EinsumDense": "Use Dense, with Permute or Reshape before it.",
-    "Embedding": "There is no Embedding yet; store one-hot examples and use a Dense layer.",
     "Functional": "Apply the inner model's layers one by one instead of nesting the model.",
     "Lambda": "Use the layer that does the same: code cannot be exported.",
     "LocallyConnected1D": "Use Conv1D.",

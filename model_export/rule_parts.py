@@ -23,6 +23,8 @@ class LayerReading:
     """Dropout layers met before this one."""
     input_shapes: tuple[tuple[int, ...], ...]
     """Shape of each input for one example."""
+    reads_examples: bool
+    """Whether its only input is the model's."""
 
 
 Rule: TypeAlias = Callable[[LayerReading], list[Operation]]

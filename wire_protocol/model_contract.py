@@ -40,6 +40,9 @@ what is measured:
 before a softmax or sigmoid that ends the model. ``absolute_error_sum`` is the weighted sum, over the examples, of
 the mean absolute error of each. It stays on the device: ``Metrics`` of wire version 1 have no place for it.
 
+Where ``TrainingPlan.num_tokens`` is n > 0, ``x`` holds token numbers: whole, from 0 to n - 1, exact in float32. The
+device checks them before each step; the file moves a wrong one to the table's ends, so that no other memory is read.
+
 ``dropout_ticket`` seeds each example's dropout masks (see ``wire_protocol.local_order``); a model without dropout
 has no such input.
 """

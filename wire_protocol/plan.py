@@ -94,6 +94,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Length of one example's output: the classes, or ``k`` answers or predicted numbers under the other losses."""
     has_dropout: bool = False
     """Whether ``train`` takes ``dropout_ticket``."""
+    num_tokens: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
+    """An example is whole numbers from 0 to ``num_tokens - 1``, in float32, which holds them exactly; 0: any numbers."""
     weights: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
     """The weights that travel: the trainable ones in Keras order, then the moving statistics."""
     num_statistics: Annotated[int, msgspec.Meta(ge=0)] = 0

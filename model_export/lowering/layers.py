@@ -13,6 +13,7 @@ from model_export.layer_operations import (
     Concatenate,
     Conv2DTranspose,
     DepthwiseConv2D,
+    Embedding,
     GlobalMaxPool,
     GroupNorm,
     LayerNorm,
@@ -27,6 +28,7 @@ from model_export.lowering.batch_normalization import batch_normalize, moving_no
 from model_export.lowering.convolution import convolve_transposed
 from model_export.lowering.dense import LayerPullback
 from model_export.lowering.depthwise import convolve_depthwise
+from model_export.lowering.embedding import embed
 from model_export.lowering.merging import ManyPullback, concatenate_all, merge, up_sample
 from model_export.lowering.normalization import group_normalize, layer_normalize
 from model_export.lowering.phases import pad_image
@@ -127,6 +129,12 @@ def _depthwise(call: Call) -> tuple[Tensor, NodePullback]:
         return convolve_depthwise(x, kernel, rows, cols)
 
     return with_kernel(operation.kernel, kernel_on_images(run, call.x, call.weights[operation.kernel]))
+
+
+def _embedding(call: Call) -> tuple[Tensor, NodePullback]:
+    operation: Embedding = call.operation
+    y, table_gradient = embed(call.x, call.weights[operation.table])
+    return y, lambda dy: ((None,), {operation.table: table_gradient(dy)})
 
 
 def _transposed(call: Call) -> tuple[Tensor, NodePullback]:
@@ -254,6 +262,7 @@ LAYERS: Final[Mapping[type, Callable[[Call], tuple[Tensor, NodePullback]]]] = {
     Concatenate: lambda call: _many(concatenate_all(call.inputs, call.operation.axis)),
     Conv2DTranspose: _transposed,
     DepthwiseConv2D: _depthwise,
+    Embedding: _embedding,
     GlobalMaxPool: lambda call: unary(global_max_pool(call.x)),
     GroupNorm: _group_norm,
     LayerNorm: _layer_norm,

@@ -6,7 +6,7 @@ import pytest
 from edge_client.errors import ContractViolation, ExampleMismatch
 from edge_client.labels import labels_for
 from edge_client.linear_trainer import LinearTrainer, linear_weights
-from edge_client.training import ArrayExamples, TrainingJob, check_examples
+from edge_client.training import ArrayExamples, TrainingJob, check_examples, check_tokens
 from wire_protocol.errors import MalformedMessage
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TrainingPlan, decode_plan, encode_plan
@@ -97,3 +97,19 @@ def test_a_plan_of_a_regression_is_read_back_and_a_delta_of_zero_is_not():
     assert decode_plan(encode_plan(wanted)) == wanted
     with pytest.raises(MalformedMessage, match="huber_delta"):
         decode_plan(encode_plan(wanted).replace(b'"huber_delta":0.5', b'"huber_delta":0.0'))
+
+
+def test_token_numbers_are_whole_and_below_the_plans_number_and_other_plans_take_any():
+    wanted = plan(SPARSE, 3, num_tokens=4)
+    check_tokens(wanted, np.array([[0, 3]], np.float32))
+    for wrong in (-1.0, 4.0, 2.5, np.nan, np.inf):
+        x = np.array([[0, wrong]], np.float32)
+        with pytest.raises(ExampleMismatch, match="whole from 0 to 3"):
+            check_tokens(wanted, x)
+        check_tokens(plan(SPARSE, 3), x)
+
+
+def test_a_plan_of_more_tokens_than_float32_tells_apart_is_not_read():
+    assert decode_plan(encode_plan(plan(SPARSE, 3, num_tokens=2**24))).num_tokens == 2**24
+    with pytest.raises(MalformedMessage, match="num_tokens"):
+        decode_plan(encode_plan(plan(SPARSE, 3, num_tokens=2**24 + 1)))
