@@ -1,7 +1,8 @@
 """How long a private update of an honest device can be: what is longer is no clipped update with its noise.
 
 A device that does not clip could otherwise move the sum by 2^31 grid units in every number, a hundred thousand clips.
-With this bound it can move the sum by about as much as its own honest noise would. An honest update is refused with
+With this bound it can move the sum by about as much as its own honest noise would. In central mode updates come without
+noise, and the bound is exact: the sensitivity itself, which then holds whatever a device sends. An honest update is refused with
 probability below ``e^-40``, which is added to delta nowhere because it is below any delta in use.
 """
 
@@ -25,10 +26,24 @@ def is_overlong(update: IntegerUpdate, spec: PrivacySpec) -> bool:
         update: uint32 [d], one device's contribution, read as signed integers.
         spec: The mechanism.
     """
+    if spec.mode == "central":
+        return _is_longer_than_its_clip(update, spec)
     signed = update.view(np.int32).astype(np.float64)
     if spec.noise in {"gaussian", "discrete_gaussian"}:
         return math.sqrt(float(np.dot(signed, signed))) > honest_l2_bound(spec, len(update))
     return float(np.abs(signed).max(initial=0.0)) > honest_max_bound(spec, len(update))
+
+
+def _is_longer_than_its_clip(update: IntegerUpdate, spec: PrivacySpec) -> bool:
+    """Whether an update without noise is longer than the sensitivity; in integers, without rounding."""
+    bound = spec.sensitivity_units(len(update))
+    sizes = np.abs(update.view(np.int32).astype(np.int64))
+    # First each number alone: what is left has squares whose sum stays within 64 bits.
+    if len(sizes) and int(sizes.max()) > bound:
+        return True
+    if spec.clipping == "l1":
+        return int(sizes.sum()) > math.floor(bound)
+    return int(np.dot(sizes, sizes)) > math.floor(bound * bound)
 
 
 def honest_l2_bound(spec: PrivacySpec, num_parameters: int) -> float:

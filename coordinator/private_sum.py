@@ -1,5 +1,7 @@
 """Aggregation of private updates: integers added modulo 2^32, read once, and handed on as one mean.
 
+In central mode the sum is exact, and the coordinator adds the noise to it when the round is finished.
+
 The aggregator inside (TFF's, compiled, or numpy's) sees a single update per round: the mean of the sum with a **fixed**
 denominator, so that the released model says nothing about how many took part. Its server optimizer does the rest.
 """
@@ -16,8 +18,10 @@ from coordinator.aggregation import (
     RoundResult,
     ServerState,
 )
+from coordinator.central_noise import check_central_noise, draw_central_noise
 from coordinator.errors import AccumulatorClosed, EmptyRound, InvalidConfig, QuorumMissed, StateMismatch, UpdateMismatch
 from coordinator.round_policy import RoundPolicy
+from integer_noise.secure_random import SecureRandom
 from wire_protocol.integer_updates import decode_sum, split_vector
 from wire_protocol.plan import TrainingPlan
 from wire_protocol.privacy_spec import PrivacySpec
@@ -42,13 +46,13 @@ def check_private_rounds(plan: TrainingPlan, policy: RoundPolicy) -> None:
 
     Raises:
         InvalidConfig: Rounds could end with fewer reports than the task's noise was sized for, or with more than a sum
-            modulo 2^32 can hold; or the mode is not built.
+            modulo 2^32 can hold; or the noise is one that a coordinator does not draw.
     """
     spec = plan.privacy
     if spec is None:
         return
     if spec.mode == "central":
-        raise InvalidConfig("central privacy is not built yet: use distributed or local")
+        check_central_noise(spec)
     if policy.min_reports < spec.min_contributors:
         raise InvalidConfig(
             f"min_reports is {policy.min_reports}; this task's noise needs {spec.min_contributors} reports at least"
@@ -145,7 +149,10 @@ class _PrivateSum:
                 f"{self.num_folded} private updates; with fewer than {self._spec.min_contributors} the noise is too small"
             )
         self._is_closed = True
-        mean = decode_sum(self._total) / (self._spec.units_per_weight * self._denominator)
+        total = decode_sum(self._total)
+        if self._spec.mode == "central":
+            total += draw_central_noise(self._spec, len(total), SecureRandom())
+        mean = total / (self._spec.units_per_weight * self._denominator)
         accumulator = self._inner.begin(self._state)
         accumulator.fold(
             ClientUpdate(

@@ -1,5 +1,6 @@
 """How a task becomes a private one: the same bundle, its plan with a calibrated mechanism."""
 
+import contextlib
 import dataclasses
 import math
 from typing import Literal
@@ -13,6 +14,7 @@ from wire_protocol.privacy_spec import PrivacySpec
 __all__ = ["PrivacyWish", "least_contributors", "made_private"]
 
 _LEAST_SHARE = 0.9
+_COARSEST_GRID_BITS = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +28,7 @@ class PrivacyWish:
     min_contributors: int
     """Fewer reports, and a round is abandoned."""
     target_delta: float = 1e-5
-    mode: Literal["distributed", "local"] = "distributed"
+    mode: Literal["distributed", "local", "central"] = "distributed"
 
 
 def least_contributors(report_goal: int) -> int:
@@ -56,7 +58,17 @@ def made_private(bundle: TaskBundle, wish: PrivacyWish) -> TaskBundle:
                 target_delta=wish.target_delta,
             )
         )
-        plan = msgspec.structs.replace(bundle.plan, privacy=spec)
+        plan = msgspec.structs.replace(bundle.plan, privacy=_on_a_grid_that_fits(spec, bundle.plan.num_parameters))
     except ValueError as error:
         raise InvalidConfig(str(error)) from error
     return dataclasses.replace(bundle, plan=plan)
+
+
+def _on_a_grid_that_fits(spec: PrivacySpec, num_parameters: int) -> PrivacySpec:
+    """The same mechanism on the finest grid whose noise a device can draw; as it is if no grid fits."""
+    for grid_bits in range(spec.grid_bits, _COARSEST_GRID_BITS - 1, -1):
+        coarser = msgspec.structs.replace(spec, grid_bits=grid_bits)
+        with contextlib.suppress(ValueError):
+            coarser.check_for(num_parameters)
+            return coarser
+    return spec

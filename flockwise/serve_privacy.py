@@ -22,7 +22,8 @@ def privacy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-5, show_default=True),
         click.option("--privacy-rounds", type=click.IntRange(1), help="Rounds the budget is for. [default: --rounds]"),
         click.option(
-            "--privacy-mode", type=click.Choice(["distributed", "local"]), default="distributed", show_default=True
+            "--privacy-mode", type=click.Choice(["distributed", "local", "central"]), default="distributed", show_default=True,
+            help="Who adds the noise; central is this coordinator, and devices take part if their owners trust it.",
         ),
         click.option(
             "--min-contributors", type=click.IntRange(1),

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from coordinator.central_noise import draw_central_noise
 from edge_client.privacy.accountant import gaussian_epsilon
 from edge_client.privacy.integer_update import clip_and_round, noise_vector
 from integer_noise.secure_random import SecureRandom
@@ -55,7 +56,7 @@ class ShareAudit:
 def audit_shares(
     spec: PrivacySpec, num_parameters: int, *, noise_of: PrivacySpec | None = None, failure_probability: float = 1e-6
 ) -> ShareAudit:
-    """Plays the distinguishing game with the integers that devices make.
+    """Plays the distinguishing game with the integers that devices, or in central mode the coordinator, make.
 
     Args:
         spec: The mechanism that is claimed, of Gaussian kind.
@@ -135,7 +136,12 @@ def _noise_sums(spec: PrivacySpec, num_parameters: int, num_shares: int, num_gam
     """[num_games] sums of shares modulo 2^32, as the coordinator adds and reads them.
 
     A device's numbers have independent noise, so that each of them is a game; the shares are of the right size for d.
+    In central mode the one share is the coordinator's.
     """
+    if spec.mode == "central":
+        random = SecureRandom()
+        rows = [draw_central_noise(spec, num_parameters, random) for _ in range(-(-num_games // num_parameters))]
+        return np.concatenate(rows)[:num_games]
     total = np.zeros(num_games, np.uint32)
     random = SecureRandom()
     for _ in range(num_shares):

@@ -15,7 +15,7 @@ from wire_protocol.privacy_spec import PrivacySpec
 __all__ = ["PrivacyReport", "as_html", "make_report", "task_directory"]
 
 _VOIDS: Final = (
-    "somebody reads single updates before they are summed (distributed mode trusts the coordinator not to)",
+    "somebody reads single updates before they are summed (distributed and central mode trust the coordinator not to)",
     "fewer honest devices report than min_contributors says, less those who collude",
     "a coordinator is put back from a backup taken in the middle of a round and publishes a second sum of it",
     "a device's ledger and its mark are put back together from an old copy",

@@ -19,6 +19,7 @@ from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.task_bundle import TaskBundle
 from edge_client.linear_trainer import LinearTrainer
+from edge_client.privacy.rules import PrivacyRules
 from edge_client.training import ArrayExamples, TrainingJob
 from simulators.scenario import Scenario
 from simulators.virtual_fleet import BadWorld, VirtualFleet
@@ -43,6 +44,8 @@ class VirtualRun:
     seed: int = 0
     limit_s: float = 30 * 86400.0
     """Virtual time after which the run is stopped."""
+    privacy: PrivacyRules | None = None
+    """The rules of the devices' owners; None agrees to distributed and local mode."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,7 @@ def run_virtual(
         trainer=LinearTrainer(),
         world=run.world,
         seed=rng.getrandbits(64),
+        privacy=run.privacy,
     )
     coordinator = FleetCoordinator(population="virtual", bundle=bundle, policy=run.policy, rng=rng, token=rng.randbytes)
     aggregator = private_aggregator(

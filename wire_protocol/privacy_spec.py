@@ -173,6 +173,9 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Most updates whose sum cannot leave the 32-bit word: values at their bound, noise at 12 standard deviations."""
         share = self.share_stddev_units(num_parameters)
         value = self.sensitivity_units(num_parameters)
+        if self.mode == "central":
+            # Noise is added to the sum after it has been read, outside the word.
+            return math.floor((_WORD - 1) / value)
         # n * value + 12 * share * sqrt(n) < 2**31, solved for sqrt(n).
         half = _TAIL_STDDEVS * share / 2.0
         root = (math.sqrt(half * half + value * _WORD) - half) / value
@@ -203,6 +206,7 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ValueError: The shares are too fine for the theorem or too coarse for the sampler; says which way to go.
         """
         if self.mode == "central":
+            self._check_central(num_parameters)
             return
         share = self.share_stddev_units(num_parameters)
         largest = MAX_GEOMETRIC_SCALE_UNITS if self.noise == "geometric" else MAX_SHARE_STDDEV_UNITS
@@ -214,7 +218,19 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(
                 f"a share of noise would be {share:.3g} grid units, more than {largest:g}: lower grid_bits"
             )
-        if self.mode == "distributed" and self.max_contributors(num_parameters) < self.min_contributors:
+        if self.mode == "distributed":
+            self._check_word(num_parameters)
+
+    def _check_central(self, num_parameters: int) -> None:
+        scale = self.sum_noise_units(num_parameters)
+        if self.noise == "geometric" and scale > MAX_GEOMETRIC_SCALE_UNITS:
+            raise ValueError(
+                f"the noise would be {scale:.3g} grid units, more than {MAX_GEOMETRIC_SCALE_UNITS:g}: lower grid_bits"
+            )
+        self._check_word(num_parameters)
+
+    def _check_word(self, num_parameters: int) -> None:
+        if self.max_contributors(num_parameters) < self.min_contributors:
             raise ValueError(f"a sum of {self.min_contributors} updates could leave its 32-bit words: lower grid_bits")
 
 

@@ -31,7 +31,8 @@ def _spec(**changes):
 
 
 @pytest.mark.parametrize(
-    ("z", "num_shares", "mode"), [(1.0, 1, "local"), (1.0, 50, "distributed"), (4.0, 50, "distributed")]
+    ("z", "num_shares", "mode"),
+    [(1.0, 1, "local"), (1.0, 50, "distributed"), (4.0, 50, "distributed"), (1.0, 50, "central")],
 )
 def test_nobody_tells_a_device_from_none_better_than_is_claimed_and_the_audit_comes_close(z, num_shares, mode):
     audit = audit_shares(_spec(mode=mode, noise_multiplier=z, min_contributors=num_shares), 1000)
@@ -48,6 +49,11 @@ def test_the_audit_finds_noise_that_is_too_small(factor):
     faulty = msgspec.structs.replace(spec, noise_multiplier=factor)
     audit = audit_shares(spec, 1000, noise_of=faulty)
     assert not audit.holds
+
+
+def test_the_audit_finds_a_coordinator_that_adds_too_little():
+    spec = _spec(mode="central")
+    assert not audit_shares(spec, 1000, noise_of=msgspec.structs.replace(spec, noise_multiplier=0.8)).holds
 
 
 def test_bounds_of_rates_are_those_of_a_table():

@@ -5,6 +5,7 @@ every transaction that was not committed; the next life reads the files and goes
 or any number of messages later.
 """
 
+import collections
 import random
 
 import numpy as np
@@ -16,18 +17,21 @@ from coordinator.checkpoints import CheckpointStore
 from coordinator.fleet import FleetCoordinator
 from coordinator.late_aggregator import LateAggregator
 from coordinator.numpy_mean import NumpyMeanAggregator
+from coordinator.private_sum import private_aggregator
+from coordinator.private_task import PrivacyWish, made_private
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule
 from coordinator.round_policy import RoundPolicy
 from coordinator.round_table import MemberState, RoundState
 from edge_client.linear_trainer import LinearTrainer
+from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from edge_client.training import ArrayExamples
 from simulators.scenario import load_scenario
 from simulators.virtual_fleet import BadWorld, VirtualFleet
 from simulators.virtual_run import linear_task
 from simulators.virtual_time import VirtualTime
-from wire_protocol.messages import Receipt, ReceiptStatus, RoundKind, decode_message
+from wire_protocol.messages import Assignment, Receipt, ReceiptStatus, RoundKind, decode_message
 
 NUM_DEVICES = 5
 NUM_COMMITS = 2
@@ -36,6 +40,12 @@ SCENARIO = load_scenario("digits", num_devices=NUM_DEVICES * 8, partition="iid",
 POLICY = RoundPolicy(
     report_goal=4, min_reports=1, over_selection=1.25, report_timeout_s=300.0, selection_timeout_s=100.0
 )
+
+
+CENTRAL = made_private(
+    BUNDLE, PrivacyWish(epsilon=4.0, num_rounds=20, clipping_norm=0.5, min_contributors=1, mode="central")
+)
+TRUSTING = PrivacyRules(budget=PrivacyBudget(epsilon=50.0), min_contributors=1, modes=frozenset({"central"}))
 
 
 class Killed(Exception):
@@ -79,14 +89,18 @@ class Life:
         self._kill_at = kill_at
         self.num_done = 0
         self.journal = RoundJournal(bench.directory / "journal.sqlite")
-        self.late = LateAggregator(lambda: bench.aggregator)
+        self.late = LateAggregator(lambda: private_aggregator(bench.aggregator, bench.bundle.plan, POLICY))
         if not lag:
             self.late.make_now()
         store = CheckpointStore(bench.directory / "states")
         state = store.load_latest() or bench.aggregator.initialize(BUNDLE.initial_weights)
         ids = RoundIds(bench.directory / "last_round_id", start=state.num_commits)
         fleet = FleetCoordinator(
-            population="virtual", bundle=BUNDLE, policy=POLICY, rng=random.Random(1), token=random.Random(2).randbytes
+            population="virtual",
+            bundle=bench.bundle,
+            policy=POLICY,
+            rng=random.Random(1),
+            token=random.Random(2).randbytes,
         )
         self.link = bench.fleet.connect(subscriptions=fleet.subscriptions, sink=self.on_event)
         self.is_alive = True
@@ -140,6 +154,8 @@ class Life:
             receipt = decode_message(payload, Receipt)
             if receipt.status is ReceiptStatus.ACCEPTED:
                 self._bench.acknowledged.add((receipt.round_id, topic.split("/")[4]))
+        if topic.endswith("/assignment"):
+            self._bench.models_let_out[self.loop.num_commits].add(decode_message(payload, Assignment).checkpoint.sha256)
         self.link.publish(topic, payload, retain=retain)
 
     def _watched(self, target, *names):
@@ -164,11 +180,13 @@ class Life:
 class Bench:
     """Devices that live through any number of coordinators."""
 
-    def __init__(self, directory, kill_at: int | None, lags: tuple[int, ...] = ()) -> None:
+    def __init__(self, directory, kill_at: int | None, lags: tuple[int, ...] = (), bundle=BUNDLE) -> None:
         self.directory = directory
+        self.bundle = bundle
         self._lags = list(lags)
         self.aggregator = FinishedRounds()
         self.acknowledged: set[tuple[int, str]] = set()
+        self.models_let_out: collections.defaultdict = collections.defaultdict(set)
         self.summaries: list = []
         self.time = VirtualTime()
         self.fleet = VirtualFleet(
@@ -178,6 +196,7 @@ class Bench:
             trainer=LinearTrainer(),
             world=BadWorld(),
             seed=5,
+            privacy=TRUSTING,
         )
         self.life = self.next_life(kill_at)
         self.num_kills = 0
@@ -365,3 +384,30 @@ def test_a_device_that_missed_its_receipt_gets_it_from_the_next_life(tmp_path):
     )
     later.on_event(Incoming(topic=device_up("virtual", device, "report"), payload=encode_message(report)))
     assert bench.acknowledged == {(known.round_id, device)}
+
+
+def _check_central(bench: Bench) -> None:
+    """However often the sum of a round was noised, one noised sum was let out, and it is the one in store."""
+    assert bench.life.loop.num_commits == NUM_COMMITS
+    assert {len(models) for models in bench.models_let_out.values()} == {1}
+    stored = CheckpointStore(bench.directory / "states").load_latest()
+    last = [after for before, _, after in bench.aggregator.finished if before.num_commits == NUM_COMMITS - 1]
+    assert any(all(map(np.array_equal, stored.weights, after.weights)) for after in last)
+    acknowledged = {round_id for round_id, _ in bench.acknowledged}
+    abandoned = {known.round_id for known in bench.life.journal.rounds() if known.state is RoundState.ABANDONED}
+    assert not acknowledged & abandoned
+
+
+def test_a_kill_anywhere_lets_one_noised_sum_of_a_rounds_updates_out_and_no_second(tmp_path):
+    kill_at = num_noised_again = 0
+    while True:
+        bench = Bench(tmp_path / str(kill_at), kill_at, bundle=CENTRAL)
+        bench.run()
+        _check_central(bench)
+        num_noised_again += len(bench.aggregator.finished) > NUM_COMMITS
+        if bench.num_kills == 0:
+            break
+        kill_at += 1
+    assert kill_at > 60
+    # Otherwise no kill has come between the noise and the commit, and this test has shown nothing.
+    assert num_noised_again >= NUM_COMMITS
