@@ -61,6 +61,7 @@ class PrivacyRecord:
             raise ValueError("a task that is not private has no record of privacy")
         self._path = directory / RECORD_FILE
         directory.mkdir(parents=True, exist_ok=True)
+        _drop_unfinished_line(self._path)
         if not self._path.exists():
             self._append(_Head(privacy=plan.privacy, num_parameters=plan.num_parameters))
 
@@ -84,6 +85,15 @@ class PrivacyRecord:
             stream.write(msgspec.json.encode(line) + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def _drop_unfinished_line(path: Path) -> None:
+    """What a crash left of a line would swallow the next one."""
+    if path.exists():
+        data = path.read_bytes()
+        os.truncate(path, data.rfind(b"\n") + 1)
+        if not path.stat().st_size:
+            path.unlink()
 
 
 def read_privacy_record(directory: Path) -> tuple[PrivacySpec, int, list[RecordedRound]]:

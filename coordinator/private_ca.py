@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -59,9 +60,13 @@ def read_authority(certificate: bytes, key: bytes) -> Authority:
     Raises:
         ValueError: They are no certificate and key, or not of the kind that `make_authority` makes, or not a pair.
     """
-    found = serialization.load_pem_private_key(key, password=None)
-    parsed = x509.load_pem_x509_certificate(certificate)
-    if not isinstance(found, ec.EllipticCurvePrivateKey) or found.public_key() != parsed.public_key():
+    try:
+        found = serialization.load_pem_private_key(key, password=None)
+        parsed = x509.load_pem_x509_certificate(certificate)
+        is_pair = found.public_key() == parsed.public_key()
+    except (TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise ValueError(f"a key with a password, or a key or certificate of an unknown kind: {error}") from error
+    if not isinstance(found, ec.EllipticCurvePrivateKey) or not is_pair:
         raise ValueError("certificate and key of the authority do not belong together")
     return Authority(certificate=parsed, key=found)
 

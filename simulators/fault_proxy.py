@@ -84,11 +84,16 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._server: asyncio.Server | None = None
+        # Holds the port while nobody listens. Otherwise the kernel may give it to a client that tries to connect to
+        # it, which then is connected to itself.
+        self._claim = socket.socket()
+        self._claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._claim.bind((_HOST, 0))
         self._connections: dict[_Connection, None] = {}
         self._changed = asyncio.Event()
         self.faults = Faults()
         """What is in force; changed by ``set_faults``."""
-        self.port = 0
+        self.port: int = self._claim.getsockname()[1]
         self.counts: collections.Counter[str] = collections.Counter()
         """``connections``, ``packets``, ``dropped``, ``duplicated``, ``resets``, ``cuts``."""
 
@@ -131,9 +136,7 @@ class FaultProxy:
     # -- in the proxy's thread
 
     async def _listen(self) -> None:
-        # The kernel chooses a port once; after a refusal the same one is taken again.
         self._server = await asyncio.start_server(self._accept, _HOST, self.port, reuse_address=True)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def _switch(self, faults: Faults) -> None:
         was_refusing, self.faults = self.faults.refuses, faults
@@ -155,6 +158,7 @@ class FaultProxy:
     async def _close(self) -> None:
         if self._server is not None:
             self._server.close()
+        self._claim.close()
         connections = list(self._connections)
         for connection in connections:
             connection.reset()

@@ -3,6 +3,7 @@
 What is read from a directory of several files comes as one input, cut at ``SEPARATOR``.
 """
 
+import datetime as dt
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 
 from coordinator.checkpoints import CheckpointStore, encode_leaves
 from coordinator.errors import CheckpointDamaged, CoordinatorError, InvalidBundle
+from coordinator.privacy_record import RECORD_FILE, PrivacyRecord, read_privacy_record
+from coordinator.private_ca import make_authority, read_authority
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, RoundJournal
-from coordinator.round_table import Member
+from coordinator.round_table import Member, RoundState
 from coordinator.task_bundle import read_task_bundle
 from coordinator.tff.server_artefact import read_server_artefact
 from edge_client.config_loader import load_config
@@ -31,6 +34,7 @@ from simulators.trials.sample_messages import sample_metrics
 from wire_protocol.messages import RoundKind
 from wire_protocol.model_contract import BUNDLE_CHECKPOINT, BUNDLE_MODEL, BUNDLE_PLAN
 from wire_protocol.plan import TensorSpec, TrainingPlan, encode_plan
+from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.tensors import encode_tensors
 
 __all__ = ["SEPARATOR", "file_decoders"]
@@ -118,6 +122,7 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
             share=_FEW,
         ),
         _identity_decoder(scratch),
+        _authority_decoder(),
         Decoder(
             name="device id file",
             decode=_on_file(state / "device_id", lambda path: StateDir(path.parent).device_id("")),
@@ -146,6 +151,50 @@ def _identity_decoder(scratch: Path) -> Decoder:
     )
 
 
+def _record(scratch: Path) -> bytes:
+    spec = PrivacySpec(
+        mode="local", clipping_norm=1.0, noise_multiplier=4.0, num_rounds=2, target_epsilon=2.0, grid_bits=8
+    )
+    plan = TrainingPlan(
+        batch_size=1,
+        learning_rate=0.1,
+        input_shape=(2,),
+        num_classes=2,
+        weights=(TensorSpec(shape=(2, 2)),),
+        privacy=spec,
+    )
+    record = PrivacyRecord(scratch / "record", plan)
+    record.note(_Over())
+    return (scratch / "record" / RECORD_FILE).read_bytes()
+
+
+class _Over:
+    """A round that is over."""
+
+    round_id = 1
+    state = RoundState.COMMITTED
+    num_reports = 3
+    epsilon = 0.5
+
+
+def _authority_decoder() -> Decoder:
+    """The certificate and the key of a fleet's own authority."""
+    made = make_authority("fuzz", now=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)).pem
+    return Decoder(
+        name="authority's files",
+        decode=lambda data: read_authority(*_two_parts(data)),
+        documented=(ValueError,),
+        seeds=[made.certificate + SEPARATOR + made.key],
+        covers=("coordinator.private_ca.read_authority",),
+        share=_FEW,
+    )
+
+
+def _two_parts(data: bytes) -> tuple[bytes, bytes]:
+    certificate, _, key = data.partition(SEPARATOR)
+    return certificate, key
+
+
 def _coordinator_decoders(scratch: Path) -> list[Decoder]:
     specs = (TensorSpec(shape=(2, 2)),)
     plan = TrainingPlan(batch_size=4, learning_rate=0.1, input_shape=(2,), num_classes=2, weights=specs)
@@ -169,6 +218,14 @@ def _coordinator_decoders(scratch: Path) -> list[Decoder]:
             documented=(InvalidBundle,),
             seeds=[b"17\n"],
             covers=("coordinator.round_ids.RoundIds",),
+            share=_FEW,
+        ),
+        Decoder(
+            name="record of a private task",
+            decode=_on_file(scratch / RECORD_FILE, lambda path: read_privacy_record(path.parent)),
+            documented=(InvalidBundle,),
+            seeds=[_record(scratch)],
+            covers=("coordinator.privacy_record.read_privacy_record",),
             share=_FEW,
         ),
         Decoder(

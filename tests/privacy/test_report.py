@@ -75,3 +75,14 @@ def test_a_dry_run_writes_nothing(run_dir, tmp_path):
     out = tmp_path / "page.html"
     assert _report(run_dir, "--out", str(out), "--dry-run").exit_code == 0
     assert not out.exists()
+
+
+def test_a_record_whose_last_line_a_crash_cut_off_goes_on_with_the_next(tmp_path):
+    plan = BUNDLE.plan
+    record = PrivacyRecord(tmp_path, plan)
+    record.note(_summary(1))
+    path = tmp_path / RECORD_FILE
+    path.write_bytes(path.read_bytes() + b'{"round_id":2,"sta')
+    assert [known.round_id for known in read_privacy_record(tmp_path)[2]] == [1]
+    PrivacyRecord(tmp_path, plan).note(_summary(3))
+    assert [known.round_id for known in read_privacy_record(tmp_path)[2]] == [1, 3]
