@@ -46,7 +46,7 @@ def forecast(spec: PrivacySpec, num_rounds: int) -> PrivacyForecast:
     return PrivacyForecast(
         num_rounds=num_rounds,
         target_delta=spec.target_delta,
-        epsilon_by_rdp=_epsilon(rdp.RdpAccountant(), event, spec.target_delta),
+        epsilon_by_rdp=claimed_epsilon(spec, num_rounds),
         epsilon_by_pld=_epsilon(pld.PLDAccountant(), event, spec.target_delta),
     )
 
@@ -54,13 +54,16 @@ def forecast(spec: PrivacySpec, num_rounds: int) -> PrivacyForecast:
 def claimed_epsilon(spec: PrivacySpec, num_rounds: int) -> float:
     """The claim alone: ``forecast(...).epsilon_by_rdp`` without the other accountant, which takes a second.
 
+    For noise of Laplace kind the sum of the rounds' pure epsilons, if that is smaller: finite orders do not reach it.
+
     Raises:
         InvalidConfig: As ``forecast``.
     """
     if num_rounds < 1:
         raise InvalidConfig(f"a claim needs at least one round, not {num_rounds}")
     event = dp_accounting.SelfComposedDpEvent(_event(spec.noise, spec.noise_multiplier), num_rounds)
-    return _epsilon(rdp.RdpAccountant(), event, spec.target_delta)
+    by_rdp = _epsilon(rdp.RdpAccountant(), event, spec.target_delta)
+    return min(by_rdp, num_rounds / spec.noise_multiplier) if spec.clipping == "l1" else by_rdp
 
 
 def calibrate(spec: PrivacySpec) -> PrivacySpec:

@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 from broker_link.failpoints import hit
 from edge_client.errors import EdgeClientError, FrameError
 from edge_client.example_store import open_examples
+from edge_client.run_job import run_job
 from edge_client.trainer_frames import (
     MAX_JOB_BYTES,
     FailureFrame,
@@ -29,7 +30,7 @@ from edge_client.trainer_frames import (
 )
 from edge_client.trainer_options import TrainerOptions
 from edge_client.training import Trainer, withdrawal_reason
-from wire_protocol.messages import RoundKind, WithdrawalReason
+from wire_protocol.messages import WithdrawalReason
 
 __all__ = ["main"]
 
@@ -57,9 +58,8 @@ def _run(frame: JobFrame, trainer: Trainer, options: TrainerOptions) -> ResultFr
     try:
         job = read_job(frame)
         examples = open_examples(Path(options.data_path))
-        run = trainer.train if job.kind is RoundKind.TRAIN else trainer.evaluate
         hit("device.trainer.before_train")
-        result = run(job, examples)
+        result = run_job(trainer, job, examples)
         hit("device.trainer.after_train")
         return result_frame(job, result)
     except (EdgeClientError, MemoryError, ImportError) as error:

@@ -19,6 +19,7 @@ from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.let_out import JobEnd, let_out, refused
 from edge_client.privacy.release_desk import ReleaseDesk
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
+from edge_client.run_job import run_job
 from edge_client.training import Examples, Trainer, TrainingJob
 from simulators.virtual_time import VirtualTime
 from wire_protocol.messages import DeviceStatus, RoundKind, encode_message
@@ -156,9 +157,9 @@ class VirtualDevice:
         if self._job is not job:
             return
         self._job = None
-        run = self._fleet.trainer.train if job.kind is RoundKind.TRAIN else self._fleet.trainer.evaluate
         try:
-            ended: JobEnd = TrainingFinished(round_id=job.round_id, result=run(job, self._examples))
+            result = run_job(self._fleet.trainer, job, self._examples)
+            ended: JobEnd = TrainingFinished(round_id=job.round_id, result=result)
         except EdgeClientError as error:
             ended = refused(job, error)
         self.handle(self._fleet.let_out(self.device_id, job, ended))

@@ -27,7 +27,7 @@ from simulators.virtual_time import VirtualTime
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TensorSpec, TrainingPlan
 
-__all__ = ["VirtualReport", "VirtualRun", "linear_task", "run_virtual"]
+__all__ = ["VirtualDriver", "VirtualReport", "VirtualRun", "linear_task", "run_virtual"]
 
 _LINEAR_MODEL = b"the exact linear trainer needs no model file"
 
@@ -127,7 +127,7 @@ def run_virtual(
         if on_round is not None:
             on_round(summary)
 
-    driver = _Driver(time, fleet, coordinator)
+    driver = VirtualDriver(time, fleet, coordinator)
     loop = RoundLoop(
         fleet=coordinator,
         aggregator=aggregator,
@@ -158,7 +158,7 @@ def run_virtual(
     )
 
 
-class _Driver:
+class VirtualDriver:
     """Gives the round loop its events and its wake-ups on virtual time."""
 
     def __init__(self, time: VirtualTime, fleet: VirtualFleet, coordinator: FleetCoordinator) -> None:

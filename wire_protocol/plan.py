@@ -9,6 +9,7 @@ from wire_protocol.errors import MalformedMessage, OversizedMessage
 from wire_protocol.limits import MAX_CONTROL_BYTES, MAX_TENSORS
 from wire_protocol.model_contract import CONTRACT_VERSION
 from wire_protocol.privacy_spec import PrivacySpec
+from wire_protocol.query import Query
 
 __all__ = ["CLASS_LOSSES", "REGRESSION_LOSSES", "LossName", "TensorSpec", "TrainingPlan", "decode_plan", "encode_plan"]
 
@@ -107,6 +108,9 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A device with fewer local examples declines."""
     privacy: PrivacySpec | None = None
     """How updates are made private before they leave a device; None is not at all."""
+    query: Query | msgspec.UnsetType = msgspec.UNSET
+    """A question to answer instead of training: the update is its vector (``weights`` has one of that length), the
+    mechanism the query's own, and what belongs to training is not used. Left out of the bytes of any other plan."""
     contract_version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
@@ -125,6 +129,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"huber_delta belongs to huber, not to {self.loss}")
         if self.num_statistics >= len(self.weights):
             raise ValueError(f"num_statistics is {self.num_statistics} of {len(self.weights)} weights: nothing trains")
+        if self.query is not msgspec.UNSET:
+            _check_query(self.query, self)
         if self.privacy is not None:
             self.privacy.check_for(self.num_parameters)
 
@@ -147,6 +153,14 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def update_bytes(self) -> int:
         """Size of the tensor data of a checkpoint or client update, in bytes."""
         return 4 * self.num_parameters
+
+
+def _check_query(query: Query, plan: TrainingPlan) -> None:
+    """A query's noise is its own: a plan cannot name another."""
+    if plan.privacy != query.privacy_spec():
+        raise ValueError("the privacy of a plan with a query must be the query's own mechanism")
+    if tuple(spec.shape for spec in plan.weights) != ((query.num_cells,),):
+        raise ValueError(f"the weights of a plan with this query must be one vector of {query.num_cells}")
 
 
 def encode_plan(plan: TrainingPlan) -> bytes:

@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from edge_client.errors import PrivacyRefused
 from edge_client.privacy.integer_update import make_integer_update
 from edge_client.privacy.ledger import PrivacyLedger
@@ -19,6 +21,7 @@ from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TrainingPlan, encode_plan
 from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.private_reports import PRIVATE_METRICS, PRIVATE_NUM_EXAMPLES, PRIVATE_WEIGHT
+from wire_protocol.query import Query
 
 __all__ = ["ReleaseDesk", "release_id"]
 
@@ -57,6 +60,8 @@ class ReleaseDesk:
             raise PrivacyRefused("figures of a private task's evaluation would be an unpriced release")
         self._check_rules(spec)
         ledger = self._opened()
+        if job.plan.query is not msgspec.UNSET:
+            self._check_query(job, job.plan.query, ledger)
         if not ledger.knows(release_id(job)):
             ledger.refuse_beyond_budget(release_id(job), spec.event(job.plan.num_parameters))
 
@@ -96,6 +101,14 @@ class ReleaseDesk:
             self._ledger = self._open_ledger()
         return self._ledger
 
+    def _check_query(self, job: TrainingJob, query: Query, ledger: PrivacyLedger) -> None:
+        """A question is answered once: two answers with fresh noise would be twice as near the truth."""
+        if not self._rules.allow_queries:
+            raise PrivacyRefused(f"the query {query.name!r} is not answered: privacy.allow_queries is false")
+        given = _answer_id(query)
+        if any(entry.release_id.startswith(given) and entry.release_id != release_id(job) for entry in ledger.entries):
+            raise PrivacyRefused(f"the query {query.name!r} of {query.period} has been answered before")
+
     def _check_rules(self, spec: PrivacySpec) -> None:
         rules = self._rules
         if spec.mode not in rules.modes:
@@ -113,13 +126,20 @@ class ReleaseDesk:
 
 
 def release_id(job: TrainingJob) -> str:
-    """Names what a job releases: one assignment of a round of a plan.
+    """Names what a job releases: one assignment of a round of a plan, or of a question in its period.
 
     The nonce belongs to it. A coordinator that lost its state begins with round 1 again; were it given the bytes of the
     first round 1, the same share of noise would be in two published sums, and their difference would be rid of it.
     Under a new nonce the device draws new noise and charges it.
     """
-    return f"round/{_plan_id(job.plan)}/{job.round_id}/{job.nonce.hex()}"
+    query = job.plan.query
+    what = "round/" if query is msgspec.UNSET else _answer_id(query)
+    return f"{what}{_plan_id(job.plan)}/{job.round_id}/{job.nonce.hex()}"
+
+
+def _answer_id(query: Query) -> str:
+    """How the ids of all answers to a question begin, whatever else a plan may say of it."""
+    return f"query/{query.name}/{query.period}/"
 
 
 def _plan_id(plan: TrainingPlan) -> str:

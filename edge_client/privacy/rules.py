@@ -33,3 +33,5 @@ class PrivacyRules:
     min_noise_multiplier: float = 0.3
     """Least noise on a sum, in sensitivities."""
     modes: frozenset[Literal["local", "distributed", "central"]] = frozenset({"local", "distributed"})
+    allow_queries: bool = True
+    """Whether questions to the fleet are answered, within the budget as anything else."""

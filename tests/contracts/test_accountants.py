@@ -64,6 +64,14 @@ def test_laplace_rounds_cost_no_less_than_dp_accounting_says(scale, count):
     assert theirs - 1e-6 <= ours <= max(theirs * 1.15, count / scale + 1e-9)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.1, 100.0), st.integers(1, 20))
+def test_releases_of_pure_epsilon_never_cost_more_than_their_sum_and_lose_that_beside_others(scale, count):
+    pure = cost_of(LaplaceEvent(noise_multiplier=scale)).times(count)
+    assert epsilon_of(pure, DELTA) <= count / scale * (1 + 1e-12)
+    assert epsilon_of(pure + _gaussian(5.0), DELTA) > epsilon_of(_gaussian(5.0), DELTA)
+
+
 def test_a_mixed_history_costs_what_was_measured_before():
     mixed = _gaussian(10.0).times(25) + cost_of(LaplaceEvent(noise_multiplier=20.0)).times(3)
     assert epsilon_of(mixed, DELTA) == pytest.approx(2.204, abs=0.006)

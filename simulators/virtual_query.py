@@ -1,0 +1,82 @@
+"""A question to a whole fleet on virtual time: real agents, real release desks and ledgers, the real coordinator."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+from coordinator.aggregation import ServerState
+from coordinator.fleet import FleetCoordinator
+from coordinator.privacy_budget import RoundBudget
+from coordinator.private_sum import check_private_rounds
+from coordinator.query_round import QueryAggregator, answer_in, query_bundle
+from coordinator.round_ids import RoundIds
+from coordinator.round_loop import RoundLoop, RoundSchedule
+from coordinator.round_policy import RoundPolicy
+from edge_client.linear_trainer import LinearTrainer
+from edge_client.privacy.rules import PrivacyRules
+from edge_client.training import Examples
+from simulators.virtual_fleet import BadWorld, VirtualFleet
+from simulators.virtual_run import VirtualDriver
+from simulators.virtual_time import VirtualTime
+from wire_protocol.query import Query
+from wire_protocol.query_answer import QueryAnswer
+
+__all__ = ["ask_virtual_fleet"]
+
+
+class _Forget:
+    """A simulation's states need not survive it."""
+
+    def save(self, state: ServerState) -> None:
+        del state
+
+
+def ask_virtual_fleet(
+    query: Query,
+    examples: Mapping[str, Examples],
+    *,
+    world: BadWorld,
+    seed: int = 0,
+    privacy: PrivacyRules | None = None,
+    probabilities: Sequence[float] = (0.25, 0.5, 0.75),
+) -> QueryAnswer | None:
+    """Asks every device once.
+
+    Args:
+        query: The question.
+        examples: Each device's examples, by device id.
+        world: What goes wrong.
+        seed: Seeds the world; the noise is the operating system's all the same.
+        privacy: The rules of the devices' owners.
+        probabilities: Of ``quantiles``: which ones.
+
+    Returns:
+        The answer; None if fewer than ``query.min_contributors`` answered.
+    """
+    # Seeded on purpose: the same run again meets the same world.
+    rng = random.Random(seed)  # noqa: S311
+    time, bundle = VirtualTime(), query_bundle(query)
+    policy = RoundPolicy(
+        report_goal=max(len(examples), query.min_contributors), min_reports=query.min_contributors, over_selection=1.0
+    )
+    check_private_rounds(bundle.plan, policy)
+    fleet = VirtualFleet(
+        time=time, population="virtual", examples=examples, trainer=LinearTrainer(), world=world,
+        seed=rng.getrandbits(64), privacy=privacy,
+    )  # fmt: skip
+    coordinator = FleetCoordinator(population="virtual", bundle=bundle, policy=policy, rng=rng, token=rng.randbytes)
+    driver = VirtualDriver(time, fleet, coordinator)
+    aggregator = QueryAggregator(bundle.plan)
+    loop = RoundLoop(
+        fleet=coordinator,
+        aggregator=aggregator,
+        state=aggregator.initialize(bundle.initial_weights),
+        schedule=RoundSchedule(num_commits=1, max_abandoned_in_a_row=1),
+        store=_Forget(),
+        publish=lambda topic, payload, retain: driver.link.publish(topic, payload, retain=retain),
+        round_ids=RoundIds(),
+        on_round=lambda _summary, _state: None,
+        budget=RoundBudget(query.privacy_spec()),
+    )
+    driver.drive(loop)
+    time.run(until=lambda: loop.is_done, limit_s=86400.0)
+    return answer_in(loop.state, query, probabilities=probabilities) if loop.num_commits else None

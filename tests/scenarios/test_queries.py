@@ -1,0 +1,190 @@
+"""Questions to a fleet, whole: real agents answer with noise, charge their ledgers, and answer each question once."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from coordinator.aggregation import ClientUpdate
+from coordinator.checkpoints import CheckpointStore
+from coordinator.errors import QuorumMissed, StateMismatch, UpdateMismatch
+from coordinator.query_round import QueryAggregator, answer_in, query_bundle
+from edge_client.errors import BudgetExceeded, ExampleMismatch, PrivacyRefused
+from edge_client.events import TrainingFailed, TrainingFinished
+from edge_client.linear_trainer import LinearTrainer
+from edge_client.local_answer import local_value
+from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.let_out import let_out
+from edge_client.privacy.release_desk import ReleaseDesk
+from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
+from edge_client.run_job import run_job
+from edge_client.training import ArrayExamples, TrainingJob, withdrawal_reason
+from simulators.virtual_fleet import BadNetwork, BadWorld
+from simulators.virtual_query import ask_virtual_fleet
+from simulators.virtual_run import linear_task
+from wire_protocol.integer_updates import decode_integer_update
+from wire_protocol.messages import RoundKind, WithdrawalReason
+from wire_protocol.plan import decode_plan, encode_plan
+from wire_protocol.private_reports import PRIVATE_METRICS
+from wire_protocol.query import Query
+
+RULES = PrivacyRules(budget=PrivacyBudget(epsilon=2.0), min_contributors=2)
+
+
+def _query(**values):
+    given = {"name": "temperature", "period": "2026-11", "kind": "mean", "of": "input_mean", "edges": (0.0, 40.0),
+             "epsilon": 1.0, "min_contributors": 20}  # fmt: skip
+    return Query(**(given | values))
+
+
+def _device(value, num_examples=4):
+    x = np.full((num_examples, 2), value, np.float32)
+    x[:, 1] = 7
+    return ArrayExamples(x=x, y=np.arange(num_examples, dtype=np.int32) % 3)
+
+
+def _job(query, *, round_id=1, nonce=b"n" * 16, kind=RoundKind.TRAIN):
+    bundle = query_bundle(query)
+    return TrainingJob(
+        kind=kind, plan=bundle.plan, model=b"", checkpoint=bundle.initial_weights, round_id=round_id, device_id="d",
+        nonce=nonce,
+    )  # fmt: skip
+
+
+def _desk(rules=RULES, path=None):
+    return ReleaseDesk(lambda: PrivacyLedger(path, budget=rules.budget), rules)
+
+
+def _answer(desk, job, examples):
+    try:
+        ended = TrainingFinished(round_id=job.round_id, result=run_job(LinearTrainer(), job, examples))
+    except ExampleMismatch as error:
+        ended = TrainingFailed(round_id=job.round_id, reason=withdrawal_reason(error), detail=str(error))
+    return let_out(desk, job, ended)
+
+
+def _fleet(count):
+    values = np.clip(np.random.default_rng(3).normal(21, 4, count), 0, 40)
+    return values, {f"device-{i:04d}": _device(value) for i, value in enumerate(values)}
+
+
+def test_a_thousand_devices_in_a_bad_world_answer_within_the_error_bar():
+    values, examples = _fleet(1000)
+    query = _query(min_contributors=800)
+    world = BadWorld(dropout=0.02, away_s=(30.0, 60.0), network=BadNetwork(loss=0.01, duplication=0.01))
+    answer = ask_virtual_fleet(query, examples, world=world, seed=5)
+    mean, devices = answer.estimates
+    assert 900 <= answer.num_reports <= 1000
+    # Six standard deviations of the noise, and those few who vanished and did not come back in time.
+    assert abs(devices.value - answer.num_reports) < 6 * answer.noise_stddev
+    assert mean.value == pytest.approx(values.mean(), abs=6 * 20 * answer.noise_stddev / 900 + 0.5)
+
+
+def test_a_fleet_that_is_too_small_gives_no_answer():
+    assert ask_virtual_fleet(_query(min_contributors=20), _fleet(19)[1], world=BadWorld()) is None
+    assert ask_virtual_fleet(_query(min_contributors=20), _fleet(20)[1], world=BadWorld()) is not None
+
+
+def test_owners_who_allow_no_queries_are_not_in_the_answer():
+    rules = PrivacyRules(budget=PrivacyBudget(epsilon=2.0), min_contributors=2, allow_queries=False)
+    assert ask_virtual_fleet(_query(), _fleet(30)[1], world=BadWorld(), privacy=rules) is None
+    with pytest.raises(PrivacyRefused, match="allow_queries"):
+        _desk(rules).check(_job(_query()))
+
+
+def test_an_answer_is_integers_charged_at_the_questions_epsilon_and_says_nothing_else(tmp_path):
+    path = tmp_path / "privacy.sqlite"
+    said = _answer(_desk(path=path), _job(_query()), _device(21.0))
+    assert said.result.model_delta is None
+    assert said.result.metrics == PRIVATE_METRICS
+    assert decode_integer_update(said.result.private_update, query_bundle(_query()).plan.weights).shape == (2,)
+    with PrivacyLedger(path, budget=None) as ledger:
+        assert ledger.spent_epsilon == pytest.approx(1.0)
+        assert ledger.entries[0].release_id.startswith("query/temperature/2026-11/")
+
+
+def test_a_question_is_answered_once_in_its_period_whatever_it_asks_the_second_time(tmp_path):
+    desk = _desk(path=tmp_path / "privacy.sqlite")
+    first = _answer(desk, _job(_query(epsilon=0.5)), _device(21.0))
+    again = _answer(_desk(path=tmp_path / "privacy.sqlite"), _job(_query(epsilon=0.5)), _device(35.0))
+    assert again.result.private_update == first.result.private_update
+    for other in (_job(_query(epsilon=0.5), nonce=b"m" * 16), _job(_query(epsilon=0.25)), _job(_query(kind="count"))):
+        with pytest.raises(PrivacyRefused, match="answered before"):
+            desk.check(other)
+        assert _answer(desk, other, _device(21.0)).reason is WithdrawalReason.NOT_ELIGIBLE
+    desk.check(_job(_query(period="2026-12")))
+
+
+def test_questions_and_training_share_one_budget():
+    desk = _desk()
+    for number in (1, 2):
+        assert _answer(desk, _job(_query(name=f"q{number}")), _device(21.0)).result.private_update
+    with pytest.raises(BudgetExceeded):
+        desk.check(_job(_query(name="q3")))
+
+
+def test_an_evaluation_of_a_question_is_refused():
+    with pytest.raises(PrivacyRefused, match="unpriced"):
+        _desk().check(_job(_query(), kind=RoundKind.EVALUATE))
+
+
+def test_a_device_without_the_column_answers_with_noise_and_tells_nobody():
+    said = _answer(_desk(), _job(_query(column=9)), _device(21.0))
+    assert isinstance(said, TrainingFinished)
+    assert said.result.private_update is not None
+
+
+def test_a_devices_one_value_is_what_the_question_is_about():
+    examples = _device(21.5, num_examples=5)
+    assert local_value(_query(of="num_examples"), examples) == 5
+    assert local_value(_query(of="input_mean", column=1), examples) == 7
+    assert local_value(_query(of="class_share", column=0), examples) == pytest.approx(0.4)
+    assert local_value(_query(of="label_mean"), examples) == pytest.approx(0.8)
+    numbers = ArrayExamples(x=np.zeros((2, 1), np.float32), y=np.array([[1.0, 5.0], [3.0, 7.0]], np.float32))
+    assert local_value(_query(of="label_mean", column=1), numbers) == 6
+    for wrong in (_query(of="class_share"), _query(of="label_mean", column=2), _query(of="input_mean", column=1)):
+        with pytest.raises(ExampleMismatch):
+            local_value(wrong, numbers)
+
+
+def test_a_plan_cannot_ask_with_less_noise_than_its_question_says():
+    plan = query_bundle(_query()).plan
+    assert decode_plan(encode_plan(plan)) == plan
+    for change in (
+        {"privacy": None},
+        {"privacy": _query(epsilon=2.0).privacy_spec()},
+        {"weights": linear_task(2, 3).plan.weights},
+    ):
+        with pytest.raises(ValueError, match="query"):
+            msgspec.structs.replace(plan, **change)
+
+
+def test_a_plan_without_a_question_has_the_bytes_that_it_always_had():
+    assert b"query" not in encode_plan(linear_task(2, 3).plan)
+
+
+def _update(*numbers):
+    integers = np.array(numbers, np.int64).astype(np.uint32)
+    return ClientUpdate(model_delta=(), integers=integers, aggregation_weight=1.0, metrics=PRIVATE_METRICS)
+
+
+def test_the_sum_is_signed_kept_through_a_restart_and_suppressed_below_the_least_number(tmp_path):
+    query = _query(min_contributors=2)
+    bundle = query_bundle(query)
+    aggregator = QueryAggregator(bundle.plan)
+    accumulator = aggregator.begin(aggregator.initialize(bundle.initial_weights))
+    accumulator.fold(_update(-300, 128))
+    with pytest.raises(QuorumMissed, match="fewer than 2 there is none"):
+        accumulator.finish()
+    with pytest.raises(UpdateMismatch):
+        accumulator.fold(_update(1, 2, 3))
+    resumed = aggregator.begin(aggregator.initialize(bundle.initial_weights))
+    resumed.resume(accumulator.snapshot(), num_folded=1)
+    resumed.fold(_update(44, 128))
+    store = CheckpointStore(tmp_path)
+    store.save(resumed.finish().state)
+    answer = answer_in(store.load_latest(), query)
+    assert answer.noisy_sum == (-256, 256)
+    assert answer.num_reports == 2
+    assert answer.estimates[0].value == 0.0
+    with pytest.raises(StateMismatch):
+        answer_in(store.load_latest(), _query(kind="count"))
