@@ -21,6 +21,7 @@ from model_export.operations import (
     Reshape,
 )
 from model_export.rule_parts import refuse
+from model_export.sequence_rules import ATTENTION_ARGUMENTS, attention_inputs
 
 __all__ = ["read_graph"]
 
@@ -93,25 +94,26 @@ class _Reader:
         key = _key(tensor)
         if key not in self._node_of_tensor:
             layer, call_index, _ = tensor._keras_history  # noqa: SLF001 - Keras 2's only link from tensor to layer
-            inputs = tf.nest.flatten(layer.inbound_nodes[call_index].input_tensors)
-            sources = tuple(self._visit(source) for source in inputs)
-            self._node_of_tensor[key] = self._read_layer(layer, sources, tensor)
+            call = layer.inbound_nodes[call_index]
+            _refuse_call_arguments(layer)
+            sources = tuple(self._visit(source) for source in _inputs_of(layer, call))
+            self._node_of_tensor[key] = self._read_layer(layer, sources, call)
         return self._node_of_tensor[key]
 
-    def _read_layer(self, layer: Any, sources: tuple[int, ...], output: Any) -> int:
+    def _read_layer(self, layer: Any, sources: tuple[int, ...], call: Any) -> int:
         reading = LayerReading(
             layer=layer,
             weight_position=lambda weight: self._positions[weight.ref()],
             num_dropouts=self._num_dropouts,
             input_shapes=tuple(self._nodes[source].shape for source in sources),
             reads_examples=sources == (0,),
+            call_arguments=call.call_kwargs,
         )
         if 0 in sources:
             self._input_readers.append(layer)
-        _refuse_call_arguments(layer)
         for operation in operations_of_layer(reading):
             self._num_dropouts += isinstance(operation, Dropout)
-            sources = (self._append(operation, sources, self._shape_after(operation, sources, output)),)
+            sources = (self._append(operation, sources, self._shape_after(operation, sources, call.outputs)),)
         return sources[0]
 
     def _check_input_readers(self) -> None:
@@ -153,10 +155,19 @@ def _key(tensor: Any) -> tuple[int, int]:
     return id(layer), call_index
 
 
+def _inputs_of(layer: Any, call: Any) -> list[Any]:
+    """The tensors that a layer is called on; of an attention query, value and key."""
+    if type(layer) is tf.keras.layers.MultiHeadAttention:
+        return attention_inputs(call)
+    inputs: list[Any] = tf.nest.flatten(call.input_tensors)
+    return inputs
+
+
 def _refuse_call_arguments(layer: Any) -> None:
     """A mask or ``training=True`` given in the call would be lost."""
+    known = ATTENTION_ARGUMENTS if type(layer) is tf.keras.layers.MultiHeadAttention else frozenset()
     for node in layer.inbound_nodes:
-        given = sorted(name for name, value in node.call_kwargs.items() if value is not None)
+        given = sorted(name for name, value in node.call_kwargs.items() if value is not None and name not in known)
         if given:
             refuse(layer, f"is called with {', '.join(given)}", "Call it on its input alone.")
 

@@ -22,7 +22,7 @@ from model_export.keras_weights import travelling_weights
 from model_export.operations import ModelGraph
 from wire_protocol.plan import TrainingPlan
 
-__all__ = ["KerasReference", "keras_optimizer"]
+__all__ = ["KerasReference", "in_float64", "keras_optimizer"]
 
 _PIECE = 8
 """Examples whose gradients Keras sums in float32. Its bias gradient is one running sum over examples and positions:
@@ -94,11 +94,9 @@ class KerasReference:
     def exact_gradients(self, batch: CheckBatch) -> tuple[npt.NDArray[np.float64], ...]:
         """Gradients of the mean loss in float64, from the weights as they are, with dropout; without padding."""
         if self._exact is None:
-            self._exact = tf.keras.models.clone_model(self._model, clone_function=_clone_in_float64)
+            self._exact = in_float64(self._model)
         exact = self._exact
-        for mine, given in zip(exact.weights, self._model.weights, strict=True):
-            mine.assign(tf.cast(given, mine.dtype))
-        _finish_constants(exact)
+        _copy_weights(self._model, exact)
         for layer, mask in zip(self._dropouts, self._masks(batch), strict=True):
             exact.get_layer(layer.name).mask = tf.constant(mask, tf.float64)
         with tf.GradientTape() as tape:
@@ -204,6 +202,19 @@ def keras_optimizer(plan: TrainingPlan) -> Any:
     if plan.optimizer == "adam":
         return optimizers.Adam(plan.learning_rate, **adaptive)
     return optimizers.AdamW(plan.learning_rate, weight_decay=plan.weight_decay, **adaptive)
+
+
+def in_float64(model: Any) -> Any:
+    """A copy of a Keras model that computes in float64."""
+    exact = tf.keras.models.clone_model(model, clone_function=_clone_in_float64)
+    _copy_weights(model, exact)
+    return exact
+
+
+def _copy_weights(source: Any, target: Any) -> None:
+    for mine, given in zip(target.weights, source.weights, strict=True):
+        mine.assign(tf.cast(given, mine.dtype))
+    _finish_constants(target)
 
 
 def _dense(gradients: Sequence[Any]) -> list[Any]:

@@ -13,8 +13,9 @@ from ai_edge_litert.interpreter import Interpreter
 from model_export.check_batches import draw_batch
 from model_export.conversion import quiet_tensorflow
 from model_export.file_ops import count_ops
-from model_export.gradient_comparison import gradient_error
+from model_export.gradient_comparison import gradient_error, has_small_gradient
 from model_export.keras_graph import read_graph
+from model_export.keras_reference import in_float64
 from model_export.keras_weights import moving_statistics, travelling_weights
 from model_export.layer_table import row_model
 from model_export.lowering.forward import LoweredModel
@@ -32,8 +33,8 @@ _Array = npt.NDArray[np.float32]
 class RowMeasurement:
     """How far a row is from Keras.
 
-    Each error is relative to the largest value of its tensor; for a gradient that is zero but for rounding, to a
-    thousandth of the model's largest.
+    Each error is relative to the largest value of its tensor; see ``gradient_comparison`` for a gradient that is zero
+    but for rounding.
     """
 
     output_error: float
@@ -66,11 +67,12 @@ def measure_row(name: str, *, seed: int = 0) -> RowMeasurement:
     file = _convert(graph)
     got, num_partitions = _run(file, [x, dlogits, *weights])
     expected = _keras(model, x, dlogits)
+    exact = _exact(model, x, dlogits) if has_small_gradient(_in_float64(expected[1:])) else None
     native = _native(graph, weights, x, dlogits)
     return RowMeasurement(
         output_error=_relative_error(got[:1], expected[:1]),
-        gradient_error=_relative_error(got[1:], expected[1:]),
-        native_error=_relative_error(native, expected),
+        gradient_error=_relative_error(got[1:], expected[1:], exact),
+        native_error=max(_relative_error(native[:1], expected[:1]), _relative_error(native[1:], expected[1:], exact)),
         op_counts=count_ops(file),
         num_partitions=num_partitions,
     )
@@ -127,6 +129,16 @@ def _keras(model: Any, x: _Array, dlogits: _Array) -> list[_Array]:
     return [logits.numpy(), *(tf.convert_to_tensor(gradient).numpy() for gradient in gradients), *falls]
 
 
+def _exact(model: Any, x: _Array, dlogits: _Array) -> list[npt.NDArray[np.float64]]:
+    """Keras's gradients in float64, of the trainable weights alone."""
+    exact = in_float64(model)
+    with tf.GradientTape() as tape:
+        logits = exact(tf.constant(x, tf.float64), training=True)
+    output_gradients = tf.constant(dlogits, tf.float64)
+    gradients = tape.gradient(logits, exact.trainable_weights, output_gradients=output_gradients)
+    return [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
+
+
 def _native(graph: ModelGraph, weights: Sequence[_Array], x: _Array, dlogits: _Array) -> list[_Array]:
     watched = [tf.constant(weight) for weight in weights]
     with tf.GradientTape() as tape:
@@ -136,8 +148,20 @@ def _native(graph: ModelGraph, weights: Sequence[_Array], x: _Array, dlogits: _A
     return [logits.numpy(), *(gradient.numpy() for gradient in gradients)]
 
 
-def _relative_error(got: Sequence[_Array], expected: Sequence[_Array]) -> float:
+def _relative_error(
+    got: Sequence[_Array], expected: Sequence[_Array], exact: list[npt.NDArray[np.float64]] | None = None
+) -> float:
     """``gradient_error``; infinity if anything is not finite or of another shape."""
+    if exact is not None and len(exact) < len(expected):
+        # What follows are moving statistics, which have no exact gradient.
+        count = len(exact)
+        return max(
+            _relative_error(got[:count], expected[:count], exact), _relative_error(got[count:], expected[count:])
+        )
     if [a.shape for a in got] != [b.shape for b in expected] or not all(np.isfinite(a).all() for a in got):
         return math.inf
-    return gradient_error([a.astype(np.float64) for a in got], [b.astype(np.float64) for b in expected])
+    return gradient_error(_in_float64(got), _in_float64(expected), exact)
+
+
+def _in_float64(arrays: Sequence[_Array]) -> list[npt.NDArray[np.float64]]:
+    return [array.astype(np.float64) for array in arrays]

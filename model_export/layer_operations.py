@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 __all__ = [
     "Affine",
+    "Attention",
     "BatchNorm",
     "Concatenate",
     "Conv2DTranspose",
@@ -49,6 +50,18 @@ class Conv2DTranspose:
     kernel: int
     strides: _Pair
     padding: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """Multi-head attention over sequences; inputs are query, value and key, as Keras orders them."""
+
+    kernels: tuple[int, int, int, int]
+    """Query, key and value [in, heads, size of a head], and output [heads, size of a head, out]."""
+    biases: tuple[int, ...]
+    """Of the four, [heads, size of a head] and [out]; empty: there are none."""
+    is_causal: bool
+    """Whether a position sees only itself and those before it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

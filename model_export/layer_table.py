@@ -62,6 +62,23 @@ def _adapted(x: Any) -> Any:
     return layer(x)
 
 
+def _attention(*arguments: Any, causal: bool = False, **options: Any) -> tuple[tuple[int, ...], _Build]:
+    call = {"use_causal_mask": True} if causal else {}
+    return _SHORT, lambda x: _layers.MultiHeadAttention(*arguments, **options)(x, x, **call)
+
+
+def _over_another_sequence(x: Any) -> Any:
+    other = _layers.Dense(5, activation="tanh")(_layers.Cropping1D((0, 1))(x))
+    return _layers.MultiHeadAttention(2, 3)(x, other, key=_layers.Dense(4)(other))
+
+
+def _transformer_block(x: Any) -> Any:
+    attended = _layers.MultiHeadAttention(2, 4)(x, x)
+    x = _layers.LayerNormalization()(_layers.Add()([x, attended]))
+    widened = _layers.Dense(x.shape[-1])(_layers.Dense(8, activation="gelu")(x))
+    return _layers.LayerNormalization()(_layers.Add()([x, widened]))
+
+
 def _two_tables(x: Any) -> Any:
     return _layers.Add()([_layers.Embedding(7, 4)(x), _layers.Embedding(9, 4)(x)])
 
@@ -157,6 +174,12 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
     "GRU return_sequences": _on(_SHORT, lambda: _layers.GRU(5, return_sequences=True)),
     "GRU go_backwards": _on(_SHORT, lambda: _layers.GRU(5, go_backwards=True, return_sequences=True)),
     "SimpleRNN": _on(_SHORT, lambda: _layers.SimpleRNN(5)),
+    "MultiHeadAttention": _attention(2, 3),
+    "MultiHeadAttention, no bias": _attention(3, 2, use_bias=False),
+    "MultiHeadAttention, value_dim and output_shape": _attention(2, 3, value_dim=5, output_shape=6),
+    "MultiHeadAttention, causal": _attention(1, 4, causal=True),
+    "MultiHeadAttention over another sequence": (_SEQUENCE, _over_another_sequence),
+    "Transformer block": (_SEQUENCE, _transformer_block),
     "Normalization": _on(_IMAGE, lambda: _layers.Normalization(mean=[0.5, -1.0, 2.0], variance=[0.25, 4.0, 0.0])),
     "Normalization, adapted": (_FEATURES, _adapted),
     "Rescaling": _on(_FEATURES, lambda: _layers.Rescaling(0.5, 1.0)),

@@ -1,6 +1,7 @@
 """The operations of ``layer_operations`` in TensorFlow's own ops; none of the lowerings is used."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from model_export.layer_operations import (
     Affine,
+    Attention,
     Concatenate,
     Conv2DTranspose,
     DepthwiseConv2D,
@@ -49,6 +51,22 @@ def on_image(function: Callable[..., Any], x: Any, kernel: Any = None) -> Any:
         return function(x) if kernel is None else function(x, kernel)
     row = tf.expand_dims(x, 1)
     return tf.squeeze(function(row) if kernel is None else function(row, tf.expand_dims(kernel, 0)), 1)
+
+
+def _attention(operation: Attention, inputs: Sequence[Any], weights: _Weights) -> Any:
+    kernels = [weights[position] for position in operation.kernels]
+    biases = [weights[position] for position in operation.biases] or [tf.zeros([1])] * 4
+    query, value, key = inputs
+    q, k, v = (
+        tf.einsum("btc,chd->bthd", x, kernel) + bias
+        for x, kernel, bias in zip((query, key, value), kernels, biases, strict=False)
+    )
+    scores = tf.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
+    if operation.is_causal:
+        sees = tf.range(scores.shape[2])[:, None] >= tf.range(scores.shape[3])[None]
+        scores = tf.where(sees, scores, -math.inf)
+    mixed = tf.einsum("bhts,bshd->bthd", tf.nn.softmax(scores), v)
+    return tf.einsum("bthd,hdo->bto", mixed, kernels[3]) + biases[3]
 
 
 def _depthwise(operation: DepthwiseConv2D, inputs: Sequence[Any], weights: _Weights) -> Any:
@@ -156,6 +174,7 @@ def _recurrent(operation: Recurrent, inputs: Sequence[Any], weights: _Weights) -
 
 NATIVE_LAYERS: Final[Mapping[type, Callable[[Any, Sequence[Any], _Weights], Any]]] = {
     Affine: lambda operation, inputs, _: inputs[0] * operation.scale + operation.offset,
+    Attention: _attention,
     Concatenate: lambda operation, inputs, _: tf.concat(list(inputs), operation.axis),
     Conv2DTranspose: _transposed,
     DepthwiseConv2D: _depthwise,

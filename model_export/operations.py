@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from model_export.layer_operations import (
     Affine,
+    Attention,
     BatchNorm,
     Concatenate,
     Conv2DTranspose,
@@ -158,6 +159,7 @@ Operation: TypeAlias = (
     | Add
     | DepthwiseConv2D
     | Conv2DTranspose
+    | Attention
     | Embedding
     | LayerNorm
     | GroupNorm
@@ -289,5 +291,7 @@ def _weights_of(operation: Operation) -> tuple[int, ...]:
     """Positions of the weights that an operation reads."""
     if isinstance(operation, Conv2DMaxPool):
         return _weights_of(operation.convolution)
+    if isinstance(operation, Attention):
+        return (*operation.kernels, *operation.biases)
     positions = (getattr(operation, name, None) for name in _WEIGHT_FIELDS)
     return tuple(position for position in positions if position is not None)

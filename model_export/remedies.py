@@ -8,7 +8,7 @@ __all__ = ["remedy_for"]
 _AT_HOME: Final = "It prepares data: apply it before the examples are stored on the device."
 _NO_VOLUMES: Final = "There are no three-dimensional layers; use the two-dimensional one on each slice, or reshape."
 _NOT_A_LAYER: Final = "It is a building block, not a layer of a model; use the layers that are exported."
-_ATTENTION: Final = "There is no attention yet; use Conv1D, or Dense layers over the flattened sequence."
+_ATTENTION: Final = "Use MultiHeadAttention."
 _RECURRENT: Final = "Use GRU, LSTM or SimpleRNN."
 _NOISE: Final = "Use Dropout: its masks are the same on every machine."
 
@@ -33,7 +33,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
         ("AbstractRNNCell", "GRUCell", "InputSpec", "LSTMCell", "Layer", "SimpleRNNCell", "StackedRNNCells", "Wrapper"),
         _NOT_A_LAYER,
     ),
-    **dict.fromkeys(("AdditiveAttention", "Attention", "MultiHeadAttention"), _ATTENTION),
+    **dict.fromkeys(("AdditiveAttention", "Attention"), _ATTENTION),
     **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "RNN"), _RECURRENT),
     **dict.fromkeys(("AlphaDropout", "GaussianDropout", "GaussianNoise"), _NOISE),
     "ActivityRegularization": "Remove it: regularizers are not part of the training step.",

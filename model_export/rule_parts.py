@@ -1,7 +1,7 @@
 """What the rules of all layers share: reading a layer, its bias and activation, and refusing it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 import tensorflow as tf
@@ -25,6 +25,8 @@ class LayerReading:
     """Shape of each input for one example."""
     reads_examples: bool
     """Whether its only input is the model's."""
+    call_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the layer is called with by name."""
 
 
 Rule: TypeAlias = Callable[[LayerReading], list[Operation]]

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from model_export.layer_operations import (
     Affine,
+    Attention,
     BatchNorm,
     Concatenate,
     Conv2DTranspose,
@@ -24,6 +25,7 @@ from model_export.layer_operations import (
     Standardize,
     UpSample,
 )
+from model_export.lowering.attention import attend
 from model_export.lowering.batch_normalization import batch_normalize, moving_normalize
 from model_export.lowering.convolution import convolve_transposed
 from model_export.lowering.dense import LayerPullback
@@ -129,6 +131,19 @@ def _depthwise(call: Call) -> tuple[Tensor, NodePullback]:
         return convolve_depthwise(x, kernel, rows, cols)
 
     return with_kernel(operation.kernel, kernel_on_images(run, call.x, call.weights[operation.kernel]))
+
+
+def _attention(call: Call) -> tuple[Tensor, NodePullback]:
+    operation: Attention = call.operation
+    kernels = [call.weights[position] for position in operation.kernels]
+    biases = [call.weights[position] for position in operation.biases]
+    y, attention_pullback = attend(call.inputs, kernels, biases, is_causal=operation.is_causal)
+
+    def pullback(dy: Tensor) -> Gradients:
+        of_inputs, of_weights = attention_pullback(dy)
+        return of_inputs, dict(zip((*operation.kernels, *operation.biases), of_weights, strict=True))
+
+    return y, pullback
 
 
 def _embedding(call: Call) -> tuple[Tensor, NodePullback]:
@@ -258,6 +273,7 @@ def _up_sample(call: Call) -> tuple[Tensor, NodePullback]:
 
 LAYERS: Final[Mapping[type, Callable[[Call], tuple[Tensor, NodePullback]]]] = {
     Affine: _affine,
+    Attention: _attention,
     BatchNorm: _batch_norm,
     Concatenate: lambda call: _many(concatenate_all(call.inputs, call.operation.axis)),
     Conv2DTranspose: _transposed,
