@@ -167,7 +167,11 @@ def _refuse_call_arguments(layer: Any) -> None:
     """A mask or ``training=True`` given in the call would be lost."""
     known = ATTENTION_ARGUMENTS if type(layer) is tf.keras.layers.MultiHeadAttention else frozenset()
     for node in layer.inbound_nodes:
-        given = sorted(name for name, value in node.call_kwargs.items() if value is not None and name not in known)
+        given = sorted(
+            name
+            for name, value in node.call_kwargs.items()
+            if name not in known and value is not None and (name, value) != ("return_attention_scores", False)
+        )
         if given:
             refuse(layer, f"is called with {', '.join(given)}", "Call it on its input alone.")
 

@@ -11,7 +11,7 @@ from model_export.rule_parts import LayerReading, Rule, refuse
 
 __all__ = ["ATTENTION_ARGUMENTS", "SEQUENCE_RULES", "attention_inputs"]
 
-ATTENTION_ARGUMENTS: Final = frozenset({"value", "key", "use_causal_mask"})
+ATTENTION_ARGUMENTS: Final = frozenset({"query", "value", "key", "use_causal_mask"})
 """What an attention may be called with by name."""
 
 _MAX_TOKENS: Final = 2**24
@@ -62,6 +62,8 @@ def _refuse_attention_options(reading: LayerReading) -> None:
         refuse(
             layer, f"reads shapes {reading.input_shapes}", "Use sequences [length, channels]: put Reshape before it."
         )
+    if {axis % (1 + _SEQUENCE_AXES) for axis in layer._attention_axes or (1,)} != {1}:  # noqa: SLF001 - Keras has no public name for it
+        refuse(layer, f"attention_axes={options['attention_axes']}", "Leave it out: positions attend to positions.")
     if layer._output_dense.kernel.shape.rank != _KERNEL_RANK:  # noqa: SLF001 - Keras has no public name for it
         refuse(layer, f"output_shape={options['output_shape']}", "Use one number, and a Reshape layer after it.")
     given = sorted(name for name, value in options.items() if name.endswith(("regularizer", "constraint")) and value)

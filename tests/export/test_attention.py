@@ -87,12 +87,20 @@ def masked(positional):
     return tf.keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
+def scored():
+    inputs = tf.keras.Input((4, 3))
+    x, _ = layers.MultiHeadAttention(1, 2)(inputs, inputs, return_attention_scores=True)
+    return tf.keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
 REFUSED = {
     "dropout": (lambda: model_with(layers.MultiHeadAttention(1, 2, dropout=0.1)), "Put a Dropout layer after it"),
     "a mask by name": (lambda: masked(positional=False), "is called with attention_mask"),
     "a mask by position": (lambda: masked(positional=True), "is called with an attention mask.*use_causal_mask"),
     "an image": (lambda: model_with(layers.MultiHeadAttention(1, 2), (4, 5, 3)), "put Reshape before it"),
     "two output axes": (lambda: model_with(layers.MultiHeadAttention(1, 2, output_shape=(2, 3))), "Use one number"),
+    "channels that attend": (lambda: model_with(layers.MultiHeadAttention(1, 2, attention_axes=2)), "attention_axes"),
+    "the scores": (scored, "is called with return_attention_scores"),
     "a regularizer": (lambda: model_with(layers.MultiHeadAttention(1, 2, kernel_regularizer="l2")), "Build the layer"),
 }
 
