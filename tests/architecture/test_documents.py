@@ -45,7 +45,8 @@ def test_the_wire_document_states_the_limits_in_force():
                                   ["coordinator", "broker-config"], ["coordinator", "broker-login"], ["coordinator", "probe-acl"], ["coordinator", "devices"], ["coordinator", "devices", "list"],
                                   ["coordinator", "devices", "show"], ["coordinator", "devices", "revoke"],
                                   ["coordinator", "devices", "reinstate"], ["edge", "enrol"], ["edge", "reset"],
-                                  ["demo"], ["export"], ["simulate"], ["edge", "run"],
+                                  ["demo"], ["export"], ["simulate"], ["query", "count"], ["query", "mean"],
+                                  ["query", "histogram"], ["query", "quantiles"], ["edge", "run"],
                                   ["edge", "once"], ["edge", "doctor"], ["edge", "eligible"], ["edge", "show-config"],
                                   ["edge", "import-data"], ["privacy", "explain"], ["privacy", "report"], ["edge", "budget"]])  # fmt: skip
 def test_every_command_helps_with_an_example_and_its_exit_codes(verb):

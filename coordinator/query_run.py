@@ -1,0 +1,128 @@
+"""Asks a fleet over a real broker, once per name and period, and keeps the answer.
+
+The answer is a file in the state directory: whoever asks the same again gets the same numbers, and no device is charged
+a second time. What was asked under a name and period can afterwards not be asked differently.
+"""
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from coordinator.durable_files import write_durably
+from coordinator.errors import InvalidConfig
+from coordinator.private_sum import check_private_rounds
+from coordinator.query_round import QueryAggregator, answer_in, query_bundle
+from coordinator.round_loop import RoundSchedule, RoundSummary
+from coordinator.round_policy import RoundPolicy
+from coordinator.server import ServerConfig, open_task_state, run_rounds
+from wire_protocol.query import Query
+from wire_protocol.query_answer import QueryAnswer
+
+__all__ = ["AskedOnce", "QueryOutcome", "check_query_round", "query_schedule"]
+
+_MAX_ANSWER_BYTES: Final = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class QueryOutcome:
+    """What came of a question."""
+
+    answer: QueryAnswer | None
+    """None if too few devices answered, or the run was stopped."""
+    is_over: bool
+    """Whether the round has ended; a run that was stopped goes on when it is started again."""
+    abandon_reason: str | None
+    """Why there is no answer."""
+    was_known: bool
+    """Whether the answer was there before: no device was asked."""
+
+
+def query_schedule() -> RoundSchedule:
+    """One round, and no second try: devices that answered the first would refuse it."""
+    return RoundSchedule(num_commits=1, max_abandoned_in_a_row=1)
+
+
+def check_query_round(query: Query, policy: RoundPolicy) -> None:
+    """Refuses a round that the question cannot have.
+
+    Raises:
+        InvalidConfig: It could end with too few answers for the noise, or too many for the sum's words.
+    """
+    check_private_rounds(query_bundle(query).plan, policy)
+
+
+class AskedOnce:
+    """One question and its answer's file.
+
+    Args:
+        query: The question.
+        state_dir: The coordinator's state directory.
+
+    Raises:
+        InvalidConfig: Something else was answered under this name and period, or the file is damaged.
+    """
+
+    def __init__(self, query: Query, state_dir: Path) -> None:
+        self._query = query
+        self._state_dir = state_dir
+        self.path = state_dir / "answers" / f"{query.name}.{query.period}.json"
+        self.known = self._read()
+        """The answer, if it was given before."""
+
+    def ask(self, config: ServerConfig, *, stop: threading.Event) -> QueryOutcome:
+        """Runs the round, or returns the answer that is known.
+
+        Args:
+            config: Broker, population, policy; its schedule is ``query_schedule()``.
+            stop: Set from anywhere to end early.
+
+        Raises:
+            InvalidConfig: The round cannot be had with this policy.
+            CoordinatorError: State or journal cannot be used.
+            OSError: The answer cannot be written; started again, it is taken from the stored state.
+        """
+        if self.known is not None:
+            return QueryOutcome(answer=self.known, is_over=True, abandon_reason=None, was_known=True)
+        check_query_round(self._query, config.policy)
+        bundle = query_bundle(self._query)
+        abandoned: list[str] = []
+
+        def on_round(summary: RoundSummary, _state: object) -> None:
+            if summary.abandon_reason is not None:
+                abandoned.append(summary.abandon_reason)
+
+        loop = run_rounds(
+            config,
+            bundle=bundle,
+            aggregator=QueryAggregator(bundle.plan),
+            task=open_task_state(self._state_dir, bundle),
+            on_round=on_round,
+            stop=stop,
+        )
+        if not loop.num_commits:
+            # A loop that opened no round at all was abandoned in an earlier life.
+            reason = abandoned[0] if abandoned else "asked before, without an answer" if loop.is_done else None
+            return QueryOutcome(answer=None, is_over=loop.is_done, abandon_reason=reason, was_known=False)
+        answer = answer_in(loop.state, self._query)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(self.path, msgspec.json.encode(answer) + b"\n")
+        return QueryOutcome(answer=answer, is_over=True, abandon_reason=None, was_known=False)
+
+    def _read(self) -> QueryAnswer | None:
+        if not self.path.exists():
+            return None
+        try:
+            if self.path.stat().st_size > _MAX_ANSWER_BYTES:
+                raise InvalidConfig(f"{self.path} is too large to be an answer; move it away")
+            answer = msgspec.json.decode(self.path.read_bytes(), type=QueryAnswer)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise InvalidConfig(f"{self.path} is not an answer ({error}); move it away") from error
+        if answer.query != self._query:
+            raise InvalidConfig(
+                f"{self._query.name!r} of {self._query.period} was answered with other settings ({self.path}): "
+                "ask under another --name or --period"
+            )
+        return answer

@@ -1,0 +1,101 @@
+"""An answer is given once per name and period, and never changes; the command checks before anybody is asked."""
+
+import json
+import threading
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from coordinator.errors import InvalidConfig
+from coordinator.query_run import AskedOnce, check_query_round
+from coordinator.round_policy import RoundPolicy
+from flockwise.cli import main
+from wire_protocol.query import Query
+from wire_protocol.query_answer import answer_query
+
+QUERY = Query(
+    name="sizes", period="2026-11", kind="histogram", edges=(0.0, 10.0, 20.0), epsilon=0.5, min_contributors=5
+)
+WORDS = ("--population", "p", "--state-dir", "state", "--name", "sizes", "--period", "2026-11", "--epsilon", "0.5",
+         "--min-contributors", "5")  # fmt: skip
+
+
+@pytest.fixture
+def answered(tmp_path):
+    (tmp_path / "answers").mkdir()
+    answer = answer_query(QUERY, [300, -40], num_reports=6)
+    (tmp_path / "answers" / "sizes.2026-11.json").write_bytes(msgspec.json.encode(answer))
+    return tmp_path, answer
+
+
+def test_an_answer_that_is_known_is_given_again_and_nobody_is_asked(answered):
+    state_dir, answer = answered
+    outcome = AskedOnce(QUERY, state_dir).ask(None, stop=threading.Event())
+    assert outcome.answer == answer
+    assert outcome.was_known
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 0.6}, {"edges": (0.0, 10.0, 21.0)}, {"min_contributors": 6}])
+def test_what_was_answered_cannot_be_asked_differently_under_the_same_name(answered, change):
+    with pytest.raises(InvalidConfig, match="other settings"):
+        AskedOnce(msgspec.structs.replace(QUERY, **change), answered[0])
+    assert AskedOnce(msgspec.structs.replace(QUERY, period="2026-12", **change), answered[0]).known is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 5000, b"\xff", b'{"query": 1}', b" " * (2 << 20)])
+def test_a_damaged_answer_is_one_clear_error_and_is_kept(answered, damage):
+    path = answered[0] / "answers" / "sizes.2026-11.json"
+    path.write_bytes(damage)
+    with pytest.raises(InvalidConfig, match="move it away"):
+        AskedOnce(QUERY, answered[0])
+    assert path.read_bytes() == damage
+
+
+def test_a_round_that_could_end_with_too_few_answers_is_refused():
+    check_query_round(QUERY, RoundPolicy(report_goal=100, min_reports=5, over_selection=1.0))
+    with pytest.raises(InvalidConfig, match="needs 5 reports"):
+        check_query_round(QUERY, RoundPolicy(report_goal=100, min_reports=4, over_selection=1.0))
+    with pytest.raises(InvalidConfig, match="32-bit"):
+        check_query_round(QUERY, RoundPolicy(report_goal=10**8, min_reports=5, over_selection=1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "num_cells"),
+    [
+        ("count", ("--low", "1", "--high", "9"), 1),
+        ("mean", ("--low", "1", "--high", "9", "--of", "input_mean", "--column", "3"), 2),
+        ("histogram", ("--edges", "0,1,5"), 2),
+        ("quantiles", ("--low", "1", "--high", "9", "--bins", "16", "--quantile", "0.9"), 30),
+    ],
+)
+def test_a_dry_run_says_what_an_answer_costs_and_asks_nobody(tmp_path, monkeypatch, kind, settings, num_cells):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["query", kind, *settings, *WORDS, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.output)
+    assert said["num_cells"] == num_cells
+    assert said["query"]["epsilon"] == 0.5
+    assert said["mechanism"]["noise_multiplier"] == 2.0
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "text"),
+    [
+        (("histogram", "--edges", "0,one"), 2, "--edges must be numbers"),
+        (("count", "--low", "9", "--high", "1"), 1, "edges must be finite and rise"),
+        (("quantiles", "--low", "0", "--high", "1", "--bins", "100"), 1, "power of 2"),
+        (
+            ("count", "--low", "0", "--high", "1", "--open", "--broker", "mqtt://broker.example:1883"),
+            1,
+            "allow-plaintext",
+        ),
+        (("count", "--low", "0", "--high", "1", "--broker", "mqtts://broker.example"), 2, "no roster"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_so_is_one_clear_line(tmp_path, monkeypatch, words, exit_code, text):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["query", *words, *WORDS, "--dry-run"])
+    assert result.exit_code == exit_code, result.output
+    assert text in result.output
