@@ -9,6 +9,7 @@ CoordinatorError
 ├── JournalDamaged         the journal of rounds cannot be read (theirs: the disk's)
 ├── RosterUnusable         the roster of devices cannot be read or written (theirs: the disk's, or the file's)
 ├── BrokerFilesUnusable    a broker's files are not there, damaged, or there already (theirs: the operator's)
+├── StateInUse             another coordinator runs with this state directory (transient: stop it)
 ├── JournalUnwritable      the journal cannot be written: a full disk, a lock (transient; nothing was said of it)
 ├── AggregationError       an aggregator refused: the round is lost, the state it began with is not
 │   ├── AccumulatorClosed       a fold or a finish after the round was finished (ours, a bug)
@@ -41,6 +42,7 @@ __all__ = [
     "JournalUnwritable",
     "QuorumMissed",
     "RosterUnusable",
+    "StateInUse",
     "StateMismatch",
     "UnsupportedAggregation",
     "UpdateMismatch",
@@ -82,6 +84,10 @@ class UpdateRejected(CoordinatorError):
 
 class JournalDamaged(CoordinatorError):
     """The journal of rounds cannot be read."""
+
+
+class StateInUse(CoordinatorError):
+    """Another coordinator of this population runs with this state directory."""
 
 
 class JournalUnwritable(CoordinatorError):

@@ -141,6 +141,7 @@ def _serve(options: dict[str, Any]) -> int:
     from coordinator.late_aggregator import LateAggregator
     from coordinator.private_sum import check_private_rounds
     from coordinator.server import open_task_state, run_rounds
+    from coordinator.state_lock import sole_coordinator
     from coordinator.task_bundle import read_task_bundle
 
     bundle = private_bundle(read_task_bundle(options["task_dir"]), options)
@@ -165,7 +166,7 @@ def _serve(options: dict[str, Any]) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with broker_at(broker) as url:
+    with sole_coordinator(options["state_dir"], config.population), broker_at(broker) as url:
         task = open_task_state(options["state_dir"], bundle)
         click.echo(
             f"coordinator task={bundle.task_id} broker={parse_broker_url(url)} commits={task.state.num_commits} "

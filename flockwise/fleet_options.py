@@ -10,9 +10,10 @@ from broker_link.broker_url import parse_broker_url, url_with_login
 from broker_link.secret_files import is_readable_by_everybody
 from broker_link.tls import ClientCertificate, is_loopback, refuse_plaintext
 
-__all__ = ["broker_with_login", "certificate", "fleet_options", "roster_in_force"]
+__all__ = ["STARTED_FOR_THE_RUN", "broker_with_login", "certificate", "fleet_options", "roster_in_force"]
 
-_STARTED_FOR_THE_RUN = frozenset({"embedded", "mosquitto"})
+STARTED_FOR_THE_RUN = frozenset({"embedded", "mosquitto"})
+"""Values of --broker that mean one of our own."""
 
 
 def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,7 +54,7 @@ def roster_in_force(options: dict[str, Any]) -> Path | None:
     default = options["state_dir"] / "roster.sqlite"
     found: Path | None = options["roster_file"] or (default if default.is_file() else None)
     choice = options["broker"]
-    is_local = choice in _STARTED_FOR_THE_RUN or is_loopback(parse_broker_url(choice).host)
+    is_local = choice in STARTED_FOR_THE_RUN or is_loopback(parse_broker_url(choice).host)
     if found is None and not is_local:
         raise click.UsageError(
             f"no roster at {default}: anybody at the broker could report as any device. Make one with "
@@ -76,7 +77,7 @@ def broker_with_login(options: dict[str, Any]) -> str:
     choice: str = options["broker"]
     if bool(options["username"]) != bool(options["password_file"]):
         raise click.UsageError("--username and --password-file belong together: give both or neither")
-    if choice in _STARTED_FOR_THE_RUN:
+    if choice in STARTED_FOR_THE_RUN:
         if options["username"] or options["cert_file"]:
             raise click.UsageError(f"--broker {choice} is started for this run and knows no logins")
         return choice

@@ -1,7 +1,6 @@
 """`flockwise query`: ask the fleet for a count, a mean, a histogram or quantiles, with differential privacy."""
 
 import dataclasses
-import datetime as dt
 import signal
 import sys
 import threading
@@ -13,7 +12,7 @@ import msgspec
 
 from broker_link.errors import LinkError
 from coordinator.errors import CoordinatorError
-from flockwise.fleet_options import broker_with_login, certificate, fleet_options, roster_in_force
+from flockwise.fleet_options import STARTED_FOR_THE_RUN, broker_with_login, certificate, fleet_options, roster_in_force
 from flockwise.reporting import one_line_errors, print_json
 from wire_protocol.errors import WireError
 from wire_protocol.query import Query
@@ -38,7 +37,7 @@ def query() -> None:
     Exit codes: 0 answered, 1 failed, 2 wrong usage, 3 too few devices answered, 4 stopped by a signal.
 
     Example: flockwise query mean --broker mqtt://127.0.0.1:1883 --population greenhouses --state-dir state
-    --name temperature --of input_mean --low 0 --high 40 --epsilon 0.5 --min-contributors 100
+    --name temperature --period 2026-11 --of input_mean --low 0 --high 40 --epsilon 0.5 --min-contributors 100
     """
 
 
@@ -46,7 +45,7 @@ def _question_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every question."""
     options = (
         click.option("--name", required=True, help="The question's name: a device answers it once per period."),
-        click.option("--period", help="Such as 2026-11. [default: today's date, UTC]"),
+        click.option("--period", required=True, help="What the answer is for, such as 2026-11; part of its name."),
         click.option(
             "--of", "of", default="num_examples", show_default=True,
             type=click.Choice(["num_examples", "input_mean", "label_mean", "class_share"]),
@@ -90,8 +89,8 @@ def count(*, low: float, high: float, **options: Any) -> None:
 
     Exit codes: 0 answered, 1 failed, 2 wrong usage, 3 too few devices answered, 4 stopped by a signal.
 
-    Example: flockwise query count --broker mqtt://127.0.0.1:1883 --population p --state-dir state --name well-filled
-    --of num_examples --low 100 --high 1e9 --epsilon 0.5 --min-contributors 100
+    Example: flockwise query count --broker mqtt://127.0.0.1:1883 --population p --state-dir state
+    --name well-filled --period 2026-11 --of num_examples --low 100 --high 1e9 --epsilon 0.5 --min-contributors 100
     """
     sys.exit(_ask(options, kind="count", edges=(low, high)))
 
@@ -105,8 +104,8 @@ def mean(*, low: float, high: float, **options: Any) -> None:
 
     Exit codes: 0 answered, 1 failed, 2 wrong usage, 3 too few devices answered, 4 stopped by a signal.
 
-    Example: flockwise query mean --broker mqtt://127.0.0.1:1883 --population p --state-dir state --name temperature
-    --of input_mean --column 0 --low 0 --high 40 --epsilon 0.5 --min-contributors 100
+    Example: flockwise query mean --broker mqtt://127.0.0.1:1883 --population p --state-dir state
+    --name temperature --period 2026-11 --of input_mean --column 0 --low 0 --high 40 --epsilon 0.5 --min-contributors 100
     """
     sys.exit(_ask(options, kind="mean", edges=(low, high)))
 
@@ -120,8 +119,8 @@ def histogram(*, edges: str, **options: Any) -> None:
 
     Exit codes: 0 answered, 1 failed, 2 wrong usage, 3 too few devices answered, 4 stopped by a signal.
 
-    Example: flockwise query histogram --broker mqtt://127.0.0.1:1883 --population p --state-dir state --name sizes
-    --of num_examples --edges 0,100,1000,10000 --epsilon 0.5 --min-contributors 100
+    Example: flockwise query histogram --broker mqtt://127.0.0.1:1883 --population p --state-dir state
+    --name sizes --period 2026-11 --of num_examples --edges 0,100,1000,10000 --epsilon 0.5 --min-contributors 100
     """
     try:
         values = tuple(float(edge) for edge in edges.split(","))
@@ -144,8 +143,8 @@ def quantiles(*, low: float, high: float, bins: int, probabilities: tuple[float,
 
     Exit codes: 0 answered, 1 failed, 2 wrong usage, 3 too few devices answered, 4 stopped by a signal.
 
-    Example: flockwise query quantiles --broker mqtt://127.0.0.1:1883 --population p --state-dir state --name spread
-    --of input_mean --low 0 --high 40 --quantile 0.5 --quantile 0.9 --epsilon 0.5 --min-contributors 100
+    Example: flockwise query quantiles --broker mqtt://127.0.0.1:1883 --population p --state-dir state
+    --name spread --period 2026-11 --of input_mean --low 0 --high 40 --quantile 0.5 --quantile 0.9 --epsilon 0.5 --min-contributors 100
     """
     sys.exit(_ask(options, kind="quantiles", edges=(low, high), num_bins=bins, probabilities=probabilities))
 
@@ -153,10 +152,11 @@ def quantiles(*, low: float, high: float, bins: int, probabilities: tuple[float,
 def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **asked: Any) -> int:
     from coordinator.broker_choice import broker_at, check_broker_choice
     from coordinator.query_run import AskedOnce, check_query_round
+    from coordinator.state_lock import sole_coordinator
 
     question = Query(
         name=options["name"],
-        period=options["period"] or dt.datetime.now(dt.UTC).date().isoformat(),
+        period=options["period"],
         of=options["of"],
         column=options["column"],
         epsilon=options["epsilon"],
@@ -167,6 +167,8 @@ def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **as
     check_query_round(question, config.policy)
     check_broker_choice(options["broker"])
     broker = broker_with_login(options)
+    if broker in STARTED_FOR_THE_RUN:
+        raise click.UsageError("name the fleet's --broker: one that is started for the question has no devices")
     asked_once = AskedOnce(question, options["state_dir"])
     if options["dry_run"]:
         print_json(_price(question) | {"is_answered": asked_once.known is not None})
@@ -177,7 +179,7 @@ def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **as
     if asked_once.known is not None:
         outcome = asked_once.ask(config, stop=stop)
     else:
-        with broker_at(broker) as url:
+        with sole_coordinator(options["state_dir"], config.population), broker_at(broker) as url:
             outcome = asked_once.ask(dataclasses.replace(config, broker_url=url), stop=stop)
     if outcome.answer is None:
         return _no_answer(outcome.abandon_reason, question) if outcome.is_over else _STOPPED

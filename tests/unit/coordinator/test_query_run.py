@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from coordinator.errors import InvalidConfig
+from coordinator.errors import InvalidConfig, StateInUse
 from coordinator.query_run import AskedOnce, check_query_round
 from coordinator.round_policy import RoundPolicy
+from coordinator.state_lock import sole_coordinator
 from flockwise.cli import main
 from wire_protocol.query import Query
 from wire_protocol.query_answer import answer_query
@@ -18,7 +19,7 @@ QUERY = Query(
     name="sizes", period="2026-11", kind="histogram", edges=(0.0, 10.0, 20.0), epsilon=0.5, min_contributors=5
 )
 WORDS = ("--population", "p", "--state-dir", "state", "--name", "sizes", "--period", "2026-11", "--epsilon", "0.5",
-         "--min-contributors", "5")  # fmt: skip
+         "--min-contributors", "5", "--broker", "mqtt://127.0.0.1:9")  # fmt: skip
 
 
 @pytest.fixture
@@ -92,10 +93,25 @@ def test_a_dry_run_says_what_an_answer_costs_and_asks_nobody(tmp_path, monkeypat
             "allow-plaintext",
         ),
         (("count", "--low", "0", "--high", "1", "--broker", "mqtts://broker.example"), 2, "no roster"),
+        (("count", "--low", "0", "--high", "1", "--broker", "embedded"), 2, "name the fleet's --broker"),
     ],
 )
 def test_a_question_that_cannot_be_asked_so_is_one_clear_line(tmp_path, monkeypatch, words, exit_code, text):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["query", *words, *WORDS, "--dry-run"])
+    result = CliRunner().invoke(main, ["query", *words[:1], *WORDS, *words[1:], "--dry-run"])
     assert result.exit_code == exit_code, result.output
     assert text in result.output
+
+
+def test_nobody_is_asked_while_another_coordinator_of_the_population_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    question = ("query", "count", *WORDS, "--low", "0", "--high", "1")
+    with sole_coordinator(tmp_path / "state", "p"):
+        with pytest.raises(StateInUse, match="stop it first"), sole_coordinator(tmp_path / "state", "p"):
+            pass
+        with sole_coordinator(tmp_path / "state", "q"):
+            pass
+        result = CliRunner().invoke(main, question)
+    assert (result.exit_code, "another coordinator of 'p'" in result.output) == (1, True), result.output
+    with sole_coordinator(tmp_path / "state", "p"):
+        pass
