@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_client.errors import CorruptState, IdentityError, StorageError
 from edge_client.state_writer import StateWriter
-from wire_protocol.signed import MAX_SEQUENCE_NUMBER, SignedMessage, bytes_to_sign, frame_signed
+from wire_protocol.signed import MAX_SEQUENCE_NUMBER, MESSAGE_DOMAIN, SignedMessage, bytes_to_sign, frame_signed
 
 __all__ = ["CREDENTIAL_NAME", "DeviceIdentity", "IdentityStore", "next_epoch"]
 
@@ -66,6 +66,16 @@ class DeviceIdentity:
         return frame_signed(
             SignedMessage(epoch=self.epoch, counter=self._counter, signature=signature, message=message)
         )
+
+    def sign_statement(self, statement: bytes) -> bytes:
+        """Signs a statement of another domain than messages: its first bytes say what it is.
+
+        Raises:
+            IdentityError: It could be taken for a message of this device.
+        """
+        if statement.startswith(MESSAGE_DOMAIN):
+            raise IdentityError("messages are signed by seal, which counts them")
+        return self._key.sign(statement)
 
 
 def next_epoch(stored: int | None, *, unix_time: float) -> int:

@@ -20,6 +20,7 @@ from wire_protocol.limits import MAX_PIECE_BYTES, PIECE_OVERHEAD_BYTES
 
 __all__ = [
     "MAX_SEQUENCE_NUMBER",
+    "MESSAGE_DOMAIN",
     "PUBLIC_KEY_BYTES",
     "SIGNATURE_BYTES",
     "SIGNED_OVERHEAD_BYTES",
@@ -39,7 +40,8 @@ MAX_SEQUENCE_NUMBER: Final = 2**32 - 1
 
 _MAGIC: Final = b"FS"
 _HEADER: Final = struct.Struct(">2sBII")
-_DOMAIN: Final = b"flockwise device message 1\x00"
+MESSAGE_DOMAIN: Final = b"flockwise device message 1\x00"
+"""What every signed message begins with; other statements of the same key begin otherwise."""
 
 SIGNED_OVERHEAD_BYTES: Final = 75
 """What the envelope adds to a message."""
@@ -78,7 +80,7 @@ def bytes_to_sign(topic: str, *, epoch: int, counter: int, message: bytes) -> by
         struct.error: A number out of range, or a topic over 65,535 bytes (MQTT knows none).
     """
     name = topic.encode()
-    return b"".join((_DOMAIN, struct.pack(">H", len(name)), name, struct.pack(">II", epoch, counter), message))
+    return b"".join((MESSAGE_DOMAIN, struct.pack(">H", len(name)), name, struct.pack(">II", epoch, counter), message))
 
 
 def frame_signed(signed: SignedMessage) -> bytes:

@@ -33,7 +33,7 @@ def test_the_guard_itself_bites():
     assert "keras is forbidden on a device" in done.stderr
 
 
-@pytest.mark.parametrize("package", ["edge_client", "wire_protocol", "broker_link", "integer_noise"])
+@pytest.mark.parametrize("package", ["edge_client", "wire_protocol", "broker_link", "integer_noise", "secure_sum"])
 def test_every_module_of_the_device_imports_with_tensorflow_forbidden(package):
     modules = _fresh(f"""
 import importlib, json, pkgutil, {package}
@@ -42,7 +42,7 @@ for name in names:
     importlib.import_module(name)
 print(json.dumps(names))
 """)
-    assert len(modules) > (5 if package != "integer_noise" else 1)
+    assert len(modules) > (5 if package not in {"integer_noise", "secure_sum"} else 1)
     assert "edge_client.litert_trainer" in modules or package != "edge_client"
 
 
@@ -90,6 +90,37 @@ import integer_noise.secure_random
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """)
     assert {"numpy", "cryptography", "integer_noise"} <= set(loaded)
-    ours = {"broker_link", "coordinator", "edge_client", "flockwise", "model_export", "simulators", "wire_protocol"}
+    ours = {
+        "broker_link",
+        "coordinator",
+        "edge_client",
+        "flockwise",
+        "model_export",
+        "secure_sum",
+        "simulators",
+        "wire_protocol",
+    }
     assert not ours & set(loaded)
     assert not {"msgspec", "paho", "safetensors", "scipy"} & set(loaded)
+
+
+def test_secure_sums_load_nothing_of_ours_and_tenseal_only_when_something_is_encrypted():
+    loaded = _fresh("""
+import importlib, json, pkgutil, secure_sum
+for module in pkgutil.iter_modules(secure_sum.__path__, "secure_sum."):
+    importlib.import_module(module.name)
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+""")
+    assert {"cryptography", "msgspec", "secure_sum"} <= set(loaded)
+    ours = {
+        "broker_link",
+        "coordinator",
+        "edge_client",
+        "flockwise",
+        "integer_noise",
+        "model_export",
+        "simulators",
+        "wire_protocol",
+    }
+    assert not ours & set(loaded)
+    assert not {"paho", "safetensors", "scipy", "tenseal"} & set(loaded)

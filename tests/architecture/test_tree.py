@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "broker_link", "coordinator", "edge_client", "flockwise", "integer_noise", "model_export", "simulators",
-    "wire_protocol",
+    "broker_link", "coordinator", "edge_client", "flockwise", "integer_noise", "model_export", "secure_sum",
+    "simulators", "wire_protocol",
 )  # fmt: skip
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "manager", "base", "misc"}

@@ -12,7 +12,7 @@ import pytest
 from simulators.trials.fuzzing import Decoder, _Run, every_decoder, fuzz, try_input
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("wire_protocol", "broker_link", "edge_client", "coordinator", "model_export")
+PACKAGES = ("wire_protocol", "broker_link", "edge_client", "coordinator", "model_export", "secure_sum")
 WORDS = ("decode_", "read_", "parse_", "load_", "unseal")
 NOT_FROM_OUTSIDE = {
     "model_export.keras_graph.read_graph": "takes a Keras model",

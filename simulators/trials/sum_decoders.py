@@ -1,0 +1,96 @@
+"""The decoders of `secure_sum`: key directories, and what passes between devices, coordinator and openers."""
+
+import hashlib
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from secure_sum.directory_entries import (
+    MemberKeys,
+    MemberRole,
+    bound_keys,
+    decode_change,
+    decode_request,
+    encode_request,
+)
+from secure_sum.directory_pin import decode_pin, encode_pin, pin_of
+from secure_sum.errors import DirectoryError, MalformedDirectory
+from secure_sum.key_directory import (
+    KeyDirectory,
+    add_member,
+    decode_directory,
+    empty_directory,
+    encode_directory,
+    remove_member,
+    rotate_member,
+)
+from simulators.trials.decoders import Decoder
+
+__all__ = ["sample_directory", "sample_member", "sum_decoders"]
+
+_POPULATION: Final = "p"
+_FEW: Final = 0.3
+
+
+def sample_member(member_id: str, *, seed: int, role: MemberRole = MemberRole.DEVICE) -> MemberKeys:
+    """A member whose keys follow from a seed. For tests and trials alone."""
+    identity = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"identity %d" % seed).digest())
+    sealing = X25519PrivateKey.from_private_bytes(hashlib.sha256(b"sealing %d" % seed).digest())
+    return bound_keys(
+        _POPULATION,
+        member_id,
+        role,
+        identity_key=identity.public_key().public_bytes_raw(),
+        sealing_key=sealing.public_key().public_bytes_raw(),
+        sign=identity.sign,
+    )
+
+
+def sample_directory() -> KeyDirectory:
+    """A log of every kind of entry."""
+    authority = Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\x63")
+    directory = empty_directory(_POPULATION, authority.public_key().public_bytes_raw())
+    directory = add_member(directory, sample_member("d1", seed=1), made_at=10, authority=authority)
+    directory = add_member(
+        directory, sample_member("h1", seed=2, role=MemberRole.HELPER), made_at=11, authority=authority
+    )
+    directory = rotate_member(directory, sample_member("d1", seed=3), made_at=12, authority=authority)
+    return remove_member(directory, "d1", made_at=13, authority=authority)
+
+
+def sum_decoders() -> list[Decoder]:
+    """The decoders that need no file."""
+    directory = sample_directory()
+    return [
+        Decoder(
+            name="key directory",
+            decode=decode_directory,
+            documented=(DirectoryError,),
+            seeds=[encode_directory(directory)],
+            covers=("secure_sum.key_directory.decode_directory",),
+            share=_FEW,
+        ),
+        Decoder(
+            name="key directory entry",
+            decode=decode_change,
+            documented=(MalformedDirectory,),
+            seeds=[entry.body for entry in directory.entries],
+            covers=("secure_sum.directory_entries.decode_change",),
+        ),
+        Decoder(
+            name="key directory request",
+            decode=lambda data: decode_request(data).check(_POPULATION),
+            documented=(MalformedDirectory,),
+            seeds=[encode_request(sample_member("d1", seed=1))],
+            covers=("secure_sum.directory_entries.decode_request",),
+            share=_FEW,
+        ),
+        Decoder(
+            name="key directory pin",
+            decode=decode_pin,
+            documented=(MalformedDirectory,),
+            seeds=[encode_pin(pin_of(directory))],
+            covers=("secure_sum.directory_pin.decode_pin",),
+        ),
+    ]
