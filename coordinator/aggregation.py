@@ -7,7 +7,7 @@ Two implementations pass the same contract tests: `coordinator.tff` (TFF's own c
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "EvaluationAccumulator",
     "Leaf",
     "LeafSpec",
+    "NumberedAggregator",
     "RoundAccumulator",
     "RoundResult",
     "ServerState",
@@ -194,6 +195,18 @@ class Aggregator(Protocol):
 
     def begin_evaluation(self) -> EvaluationAccumulator:
         """Opens an evaluation round."""
+
+
+@runtime_checkable
+class NumberedAggregator(Protocol):
+    """An aggregator whose rounds depend on how many rounds lie between them, abandoned ones included."""
+
+    def begin_round(self, state: ServerState, *, round_id: int) -> RoundAccumulator:
+        """Opens a training round by its number.
+
+        Raises:
+            StateMismatch: The state is not one of this aggregator's, or a later round led to it.
+        """
 
 
 def finalize_metrics(loss_sum: float, num_correct: float, weight_sum: float) -> dict[str, float]:

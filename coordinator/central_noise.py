@@ -15,6 +15,7 @@ from coordinator.errors import InvalidConfig
 from integer_noise.noise_tables import polya_table
 from integer_noise.secure_random import SecureRandom
 from integer_noise.wide_gaussian import sample_discrete_gaussian
+from wire_protocol.band_matrix import band_denominator
 from wire_protocol.privacy_spec import PrivacySpec
 
 __all__ = ["check_central_noise", "draw_central_noise"]
@@ -47,13 +48,15 @@ def draw_central_noise(spec: PrivacySpec, num_parameters: int, random: SecureRan
         random: A generator made for this round.
 
     Returns:
-        int64 [d], grid units: standard deviation (or scale) ``spec.sum_noise_units(d)`` in each number, independent.
+        int64 [d], grid units (with bands: units of 1/M grid units): standard deviation (or scale)
+        ``spec.sum_noise_units(d)`` in each number, independent.
 
     Raises:
         InvalidConfig: As ``check_central_noise``.
     """
     check_central_noise(spec)
-    units = spec.sum_noise_units(num_parameters)
+    # Of correlated noise the rows live on a finer grid.
+    units = spec.sum_noise_units(num_parameters) * band_denominator(spec.num_bands)
     if spec.noise == "geometric":
         # One share is the whole: the difference of two geometric variables is two-sided geometric.
         table = polya_table(units, 1)

@@ -39,6 +39,7 @@ class Population:
         self._waiting: dict[str, Waiting] = {}
         self._online: set[str] = set()
         self._known: set[str] = set()
+        self._resting: frozenset[str] = frozenset()
         self._healths: dict[str, DeviceHealth] = {}
         self._num_by_mode: collections.Counter[DeviceMode] = collections.Counter()
 
@@ -101,6 +102,10 @@ class Population:
         self._waiting[device_id] = Waiting(device_id=device_id, check_in=check_in, since=now)
         return True
 
+    def rest(self, device_ids: frozenset[str]) -> None:
+        """Lets these devices wait, and nobody else: they are not drawn until the next call."""
+        self._resting = device_ids
+
     def draw_cohort(self, size: int, *, rng: random.Random, only: frozenset[str] | None = None) -> list[Waiting]:
         """Removes a uniformly random sample of waiting devices.
 
@@ -109,15 +114,19 @@ class Population:
             rng: The operating system's randomness in production, a seeded one in simulations.
             only: If given, draw from these devices only.
         """
-        eligible = [waiting for device, waiting in sorted(self._waiting.items()) if only is None or device in only]
+        eligible = [waiting for device, waiting in sorted(self._waiting.items()) if self._may_be_asked(device, only)]
         drawn = rng.sample(eligible, min(size, len(eligible)))
         for waiting in drawn:
             del self._waiting[waiting.device_id]
         return drawn
 
     def num_eligible(self, only: frozenset[str] | None) -> int:
-        """Waiting devices, of those in ``only`` if given."""
-        return len(self._waiting) if only is None else len(self._waiting.keys() & only)
+        """Waiting devices that do not rest, of those in ``only`` if given."""
+        able = self._waiting.keys() if only is None else self._waiting.keys() & only
+        return len(able - self._resting) if self._resting else len(able)
+
+    def _may_be_asked(self, device_id: str, only: frozenset[str] | None) -> bool:
+        return (only is None or device_id in only) and device_id not in self._resting
 
     def _remember(self, device_id: str) -> None:
         if len(self._known) < _MAX_KNOWN:

@@ -1,7 +1,7 @@
 """What a task's rounds cost each device, by dp-accounting; and how much noise a target needs.
 
 Every device is taken to be in every round: devices check in by themselves, which is no secret and no Poisson sample,
-so **no amplification by sampling is claimed**. The number published is the one by Rényi DP, which is a theorem for the
+so **no amplification by sampling is claimed**. With noise correlated over b rounds, a device is in every b-th of them. The number published is the one by Rényi DP, which is a theorem for the
 integer noise that devices add; the privacy loss distribution of continuous noise is shown beside it as its equivalent.
 """
 
@@ -14,6 +14,7 @@ import msgspec
 from dp_accounting import pld, rdp
 
 from coordinator.errors import InvalidConfig
+from wire_protocol.band_matrix import band_price
 from wire_protocol.privacy_spec import GaussianEvent, LaplaceEvent, PrivacySpec
 
 __all__ = ["PrivacyForecast", "calibrate", "claimed_epsilon", "forecast"]
@@ -42,7 +43,7 @@ def forecast(spec: PrivacySpec, num_rounds: int) -> PrivacyForecast:
     """
     if num_rounds < 1:
         raise InvalidConfig(f"a forecast needs at least one round, not {num_rounds}")
-    event = dp_accounting.SelfComposedDpEvent(_event(spec.noise, spec.noise_multiplier), num_rounds)
+    event = _rounds_event(spec, num_rounds)
     return PrivacyForecast(
         num_rounds=num_rounds,
         target_delta=spec.target_delta,
@@ -61,8 +62,7 @@ def claimed_epsilon(spec: PrivacySpec, num_rounds: int) -> float:
     """
     if num_rounds < 1:
         raise InvalidConfig(f"a claim needs at least one round, not {num_rounds}")
-    event = dp_accounting.SelfComposedDpEvent(_event(spec.noise, spec.noise_multiplier), num_rounds)
-    by_rdp = _epsilon(rdp.RdpAccountant(), event, spec.target_delta)
+    by_rdp = _epsilon(rdp.RdpAccountant(), _rounds_event(spec, num_rounds), spec.target_delta)
     return min(by_rdp, num_rounds / spec.noise_multiplier) if spec.clipping == "l1" else by_rdp
 
 
@@ -78,7 +78,7 @@ def calibrate(spec: PrivacySpec) -> PrivacySpec:
     enough, step = _enough(spec), 0.0
 
     def event(noise_multiplier: float) -> dp_accounting.DpEvent:
-        return dp_accounting.SelfComposedDpEvent(_event(spec.noise, noise_multiplier), spec.num_rounds)
+        return _rounds_event(msgspec.structs.replace(spec, noise_multiplier=noise_multiplier), spec.num_rounds)
 
     found: float = dp_accounting.calibrate_dp_mechanism(
         rdp.RdpAccountant,
@@ -97,16 +97,23 @@ def calibrate(spec: PrivacySpec) -> PrivacySpec:
 def _enough(spec: PrivacySpec) -> float:
     """Noise that is certainly enough, in closed form."""
     epsilon, log_delta = spec.target_epsilon, math.log(1.0 / spec.target_delta)
+    num_releases = spec.num_participations(spec.num_rounds)
     match spec.event(1):
         case GaussianEvent():
             # rho-zCDP gives epsilon = rho + 2 sqrt(rho log(1/delta)); rho = T / (2 z^2)
             root_rho = math.sqrt(log_delta + epsilon) - math.sqrt(log_delta)
-            return math.sqrt(spec.num_rounds / 2.0) / root_rho
+            return math.sqrt(band_price(spec.num_bands) * num_releases / 2.0) / root_rho
         case LaplaceEvent():
             # Half as much again: finite orders do not quite reach the pure epsilon.
-            return 1.5 * spec.num_rounds / epsilon
+            return 1.5 * num_releases / epsilon
         case _:
             raise InvalidConfig(f"dp-accounting has no price for {spec.noise} noise; use discrete_gaussian")
+
+
+def _rounds_event(spec: PrivacySpec, num_rounds: int) -> dp_accounting.DpEvent:
+    """What so many rounds cost a device that takes part as often as it may."""
+    multiplier = spec.noise_multiplier / math.sqrt(band_price(spec.num_bands))
+    return dp_accounting.SelfComposedDpEvent(_event(spec.noise, multiplier), spec.num_participations(num_rounds))
 
 
 def _event(noise: str, noise_multiplier: float) -> dp_accounting.DpEvent:

@@ -6,6 +6,7 @@ The aggregator inside (TFF's, compiled, or numpy's) sees a single update per rou
 denominator, so that the released model says nothing about how many took part. Its server optimizer does the rest.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,10 +19,11 @@ from coordinator.aggregation import (
     RoundResult,
     ServerState,
 )
-from coordinator.central_noise import check_central_noise, draw_central_noise
+from coordinator.band_history import NUM_HISTORY_LEAVES, BandHistory, empty_history, history_from
+from coordinator.central_noise import check_central_noise
 from coordinator.errors import AccumulatorClosed, EmptyRound, InvalidConfig, QuorumMissed, StateMismatch, UpdateMismatch
 from coordinator.round_policy import RoundPolicy
-from integer_noise.secure_random import SecureRandom
+from coordinator.sum_release import release_sum
 from wire_protocol.integer_updates import decode_sum, split_vector
 from wire_protocol.plan import TrainingPlan
 from wire_protocol.privacy_spec import PrivacySpec
@@ -92,30 +94,57 @@ class PrivateSumAggregator:
 
     def initialize(self, initial_weights: Tensors) -> ServerState:
         """The state before the first round."""
-        return self._inner.initialize(initial_weights)
+        state = self._inner.initialize(initial_weights)
+        num_bands = self._spec.num_bands
+        return state if num_bands == 1 else _joined(state, empty_history(num_bands, self._plan.num_parameters))
 
     def weights(self, state: ServerState) -> Tensors:
         """The global model in a state."""
-        return self._inner.weights(state)
+        return self._inner.weights(self._parted(state)[0])
 
     def begin(self, state: ServerState) -> "_PrivateSum":
-        """Opens a training round."""
-        self._inner.weights(state)
-        return _PrivateSum(self._inner, state, self._plan, self._spec, denominator=self._denominator)
+        """Opens the round after the last that was committed, none abandoned between them."""
+        _, history = self._parted(state)
+        return self.begin_round(state, round_id=state.num_commits + 1 if history is None else history.round_id + 1)
+
+    def begin_round(self, state: ServerState, *, round_id: int) -> "_PrivateSum":
+        """Opens a training round by its number."""
+        inner_state, history = self._parted(state)
+        self._inner.weights(inner_state)
+        start = _Start(state=inner_state, history=history, round_id=round_id)
+        return _PrivateSum(self._inner, start, self._plan, self._spec, denominator=self._denominator)
 
     def begin_evaluation(self) -> EvaluationAccumulator:
         """Opens an evaluation round; devices refuse those of a private task."""
         return self._inner.begin_evaluation()
+
+    def _parted(self, state: ServerState) -> tuple[ServerState, BandHistory | None]:
+        """The inner aggregator's state, and what this one keeps behind it."""
+        if self._spec.num_bands == 1:
+            return state, None
+        mine, own = state.leaves[:-NUM_HISTORY_LEAVES], state.leaves[-NUM_HISTORY_LEAVES:]
+        history = history_from(own, self._spec.num_bands, self._plan.num_parameters)
+        return ServerState(num_commits=state.num_commits, num_weights=state.num_weights, leaves=mine), history
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Start:
+    """What a round begins with."""
+
+    state: ServerState
+    """The inner aggregator's."""
+    history: BandHistory | None
+    round_id: int
 
 
 class _PrivateSum:
     """A sum modulo 2^32: as large as one update, whatever the cohort."""
 
     def __init__(
-        self, inner: Aggregator, state: ServerState, plan: TrainingPlan, spec: PrivacySpec, *, denominator: int
+        self, inner: Aggregator, start: _Start, plan: TrainingPlan, spec: PrivacySpec, *, denominator: int
     ) -> None:
         self._inner = inner
-        self._state = state
+        self._start = start
         self._plan = plan
         self._spec = spec
         self._denominator = denominator
@@ -149,11 +178,10 @@ class _PrivateSum:
                 f"{self.num_folded} private updates; with fewer than {self._spec.min_contributors} the noise is too small"
             )
         self._is_closed = True
-        total = decode_sum(self._total)
-        if self._spec.mode == "central":
-            total += draw_central_noise(self._spec, len(total), SecureRandom())
-        mean = total / (self._spec.units_per_weight * self._denominator)
-        accumulator = self._inner.begin(self._state)
+        start = self._start
+        released, history = release_sum(decode_sum(self._total), self._spec, start.history, start.round_id)
+        mean = released / (self._spec.units_per_weight * self._denominator)
+        accumulator = self._inner.begin(start.state)
         accumulator.fold(
             ClientUpdate(
                 model_delta=split_vector(mean.astype(np.float32), self._plan.weights),
@@ -162,7 +190,8 @@ class _PrivateSum:
             )
         )
         result = accumulator.finish()
-        return RoundResult(state=result.state, metrics=_without_local_figures(result.metrics))
+        state = result.state if history is None else _joined(result.state, history)
+        return RoundResult(state=state, metrics=_without_local_figures(result.metrics))
 
     def snapshot(self) -> tuple[Leaf, ...]:
         """A copy of the running sum."""
@@ -180,6 +209,13 @@ class _PrivateSum:
     def _check_open(self) -> None:
         if self._is_closed:
             raise AccumulatorClosed("the round was finished")
+
+
+def _joined(state: ServerState, history: BandHistory) -> ServerState:
+    """One state, stored in one step: the model, and what the next round's noise depends on."""
+    return ServerState(
+        num_commits=state.num_commits, num_weights=state.num_weights, leaves=(*state.leaves, *history.leaves)
+    )
 
 
 def _without_local_figures(metrics: Mapping[str, float]) -> dict[str, float]:

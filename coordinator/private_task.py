@@ -29,6 +29,8 @@ class PrivacyWish:
     """Fewer reports, and a round is abandoned."""
     target_delta: float = 1e-5
     mode: Literal["distributed", "local", "central"] = "distributed"
+    num_bands: int = 1
+    """Of central mode: noise correlated over so many rounds, each device in every so many-th at most."""
 
 
 def least_contributors(report_goal: int) -> int:
@@ -56,6 +58,7 @@ def made_private(bundle: TaskBundle, wish: PrivacyWish) -> TaskBundle:
                 num_rounds=wish.num_rounds,
                 target_epsilon=wish.epsilon,
                 target_delta=wish.target_delta,
+                num_bands=wish.num_bands,
             )
         )
         plan = msgspec.structs.replace(bundle.plan, privacy=_on_a_grid_that_fits(spec, bundle.plan.num_parameters))

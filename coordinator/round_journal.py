@@ -20,7 +20,8 @@ from wire_protocol.messages import Metrics, RejectionReason, RoundKind
 
 __all__ = ["Contribution", "ForgetfulJournal", "Journal", "JournaledRound", "RoundJournal"]
 
-_ROUNDS_KEPT: Final = 8
+_ROUNDS_KEPT: Final = 16
+"""More than ``wire_protocol.band_matrix.MAX_BANDS``: a restart must find who has to rest."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS rounds (
     round_id INTEGER PRIMARY KEY, kind TEXT NOT NULL, base_commits INTEGER NOT NULL, state TEXT NOT NULL

@@ -18,6 +18,7 @@ from coordinator.aggregation import Aggregator, ServerState
 from coordinator.errors import AggregationError
 from coordinator.fleet import FleetCoordinator
 from coordinator.late_aggregator import LateAggregator
+from coordinator.participation_spacing import ParticipationSpacing
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, ForgetfulJournal, Journal, JournaledRound
 from coordinator.round_recovery import recover
@@ -131,6 +132,8 @@ class RoundLoop:
         self._noted: list[Fold | FoldMetrics] = []
         late = aggregator if isinstance(aggregator, LateAggregator) else LateAggregator.ready(aggregator)
         self._sums = RoundSums(aggregator=late, journal=self._journal, plan=fleet.plan)
+        privacy = fleet.plan.privacy
+        self._spacing = ParticipationSpacing(1 if privacy is None else privacy.num_bands)
         self._evaluation_is_due = False
         self._abandoned_in_a_row = 0
         self.state = state
@@ -157,6 +160,7 @@ class RoundLoop:
             self._journal.close_round(known.round_id, known.state)
         for known in recovery.over:
             self._fleet.remember(self._as_round(known, now))
+            self._spacing.note(known.round_id, known.members)
         self._evaluation_is_due = self._is_evaluation_missing(recovery.over)
         self._journal.sync()
         hit("coordinator.start.after_recovery")
@@ -280,6 +284,7 @@ class RoundLoop:
         kind = RoundKind.EVALUATE if self._evaluation_is_due else RoundKind.TRAIN
         order = RoundOrder(round_id=self._round_ids.next_id(), kind=kind, checkpoint=self._checkpoint())
         self._sums.begin(order.round_id, kind, self.state)
+        self._fleet.population.rest(self._spacing.resting(order.round_id))
         self._journal.open_round(order.round_id, kind, base_commits=self.state.num_commits)
         hit("coordinator.round.opened")
         _LOG.info("round_opened round_id=%d kind=%s", order.round_id, kind.value)
@@ -311,6 +316,7 @@ class RoundLoop:
         self._journal.close_round(round_.round_id, round_.state)
         self._journal.sync()
         self._note_outcome(round_)
+        self._spacing.note(round_.round_id, round_.cohort)
         summary = RoundSummary(
             round_id=round_.round_id,
             kind=round_.kind,

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 
 from coordinator.actions import Fold, FoldMetrics
 from coordinator.admission import decode_client_update
-from coordinator.aggregation import EvaluationAccumulator, RoundAccumulator, RoundResult, ServerState
+from coordinator.aggregation import (
+    Aggregator,
+    EvaluationAccumulator,
+    NumberedAggregator,
+    RoundAccumulator,
+    RoundResult,
+    ServerState,
+)
 from coordinator.late_aggregator import LateAggregator
 from coordinator.round_journal import Contribution, Journal
 from wire_protocol.messages import RoundKind
@@ -78,10 +85,15 @@ class RoundSums:
         state = self._state if self._state.num_commits else aggregator.initialize(self._state.weights)
         aggregator.weights(state)
         if self._kind is RoundKind.TRAIN:
-            self._training = aggregator.begin(state)
+            self._training = self._begun(aggregator, state)
         else:
             self._evaluation = aggregator.begin_evaluation()
         return True
+
+    def _begun(self, aggregator: Aggregator, state: ServerState) -> RoundAccumulator:
+        if isinstance(aggregator, NumberedAggregator):
+            return aggregator.begin_round(state, round_id=self._round_id)
+        return aggregator.begin(state)
 
     def count(self, action: Fold | FoldMetrics) -> None:
         """Takes the next contribution that is in the journal for good: folds it, or leaves it to `catch_up`."""

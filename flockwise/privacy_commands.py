@@ -46,6 +46,13 @@ privacy.add_command(report)
 @click.option("--delta", type=float, default=1e-5, show_default=True)
 @click.option("--contributors", type=click.IntRange(1), default=1, show_default=True, help="n_min of a round.")
 @click.option("--colluding", type=float, default=0.0, show_default=True, help="Fraction of them that may collude.")
+@click.option(
+    "--bands",
+    type=click.IntRange(1, 12),
+    default=1,
+    show_default=True,
+    help="Central mode: noise correlated over so many rounds; a device is in every so many-th at most.",
+)
 @click.option("--grid-bits", type=click.IntRange(6, 16), default=14, show_default=True)
 @click.option("--parameters", type=click.IntRange(1), default=50_000, show_default=True, help="Size of the model.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -91,6 +98,7 @@ def _spec(options: dict[str, Any]) -> "PrivacySpec":
         target_epsilon=_positive(target or 1.0, "--epsilon"),
         target_delta=options["delta"],
         grid_bits=options["grid_bits"],
+        num_bands=options["bands"],
     )
     try:
         return calibrate(given) if target is not None else given
@@ -108,7 +116,9 @@ def _positive(value: float, name: str) -> float:
 def _explanation(spec: "PrivacySpec", num_parameters: int) -> dict[str, Any]:
     from edge_client.privacy.accountant import cost_of, epsilon_of
 
-    own = epsilon_of(cost_of(spec.event(num_parameters)).times(spec.num_rounds), spec.target_delta)
+    own = epsilon_of(
+        cost_of(spec.event(num_parameters)).times(spec.num_participations(spec.num_rounds)), spec.target_delta
+    )
     unit = spec.units_per_weight
     return {
         "unit": "device",
@@ -125,6 +135,7 @@ def _explanation(spec: "PrivacySpec", num_parameters: int) -> dict[str, Any]:
         "min_contributors": spec.min_contributors,
         "max_contributors": spec.max_contributors(num_parameters),
         "num_rounds": spec.num_rounds,
+        "num_participations": spec.num_participations(spec.num_rounds),
         "target_delta": spec.target_delta,
         "epsilon_on_the_device": own,
         **_coordinator_prices(spec),

@@ -26,6 +26,10 @@ def privacy_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Who adds the noise; central is this coordinator, and devices take part if their owners trust it.",
         ),
         click.option(
+            "--privacy-bands", type=click.IntRange(1, 12), default=1, show_default=True,
+            help="Central mode: noise correlated over so many rounds; a device is in every so many-th at most.",
+        ),
+        click.option(
             "--min-contributors", type=click.IntRange(1),
             help="A private round with fewer is abandoned. [default: --min-reports, or nine tenths of the goal]",
         ),
@@ -63,6 +67,7 @@ def private_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskBundle
         min_contributors=least,
         target_delta=options["delta"],
         mode=options["privacy_mode"],
+        num_bands=options["privacy_bands"],
     )
     options["clipping_norm"] = None  # the devices', from here on; the aggregation clips nothing
     return made_private(bundle, wish)

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
@@ -140,7 +141,9 @@ def _noise_sums(spec: PrivacySpec, num_parameters: int, num_shares: int, num_gam
     """
     if spec.mode == "central":
         random = SecureRandom()
-        rows = [draw_central_noise(spec, num_parameters, random) for _ in range(-(-num_games // num_parameters))]
+        # One row of correlated noise is independent noise of the same size, on a finer grid.
+        alone = msgspec.structs.replace(spec, num_bands=1)
+        rows = [draw_central_noise(alone, num_parameters, random) for _ in range(-(-num_games // num_parameters))]
         return np.concatenate(rows)[:num_games]
     total = np.zeros(num_games, np.uint32)
     random = SecureRandom()

@@ -21,6 +21,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
+from wire_protocol.band_matrix import MAX_BANDS, band_price, num_participations
+
 __all__ = [
     "MAX_GEOMETRIC_SCALE_UNITS",
     "MAX_SHARE_STDDEV_UNITS",
@@ -99,12 +101,15 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_colluding_fraction: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     """gamma: this share of the contributors may know their own noise and take it out again."""
     num_rounds: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-    """Rounds that the noise was calibrated for, every device in every one of them."""
+    """Rounds that the noise was calibrated for, every device in as many of them as it may take part in."""
     target_epsilon: _Positive
     """What these rounds may cost a device in all."""
     target_delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
     grid_bits: Annotated[int, msgspec.Meta(ge=6, le=16)] = 14
     """C is ``2**grid_bits`` grid units."""
+    num_bands: Annotated[int, msgspec.Meta(ge=1, le=MAX_BANDS)] = 1
+    """b: in central mode, noise correlated over b rounds (`wire_protocol.band_matrix`); a device then takes part in every
+    b-th round at most. 1 is independent noise."""
 
     def __post_init__(self) -> None:
         finite = (self.clipping_norm, self.noise_multiplier, self.target_epsilon)
@@ -115,6 +120,7 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("target_delta must be in (0, 1) and max_colluding_fraction in [0, 1)")
         if min(self.min_contributors, self.num_rounds) < 1:
             raise ValueError("min_contributors and num_rounds must be at least 1")
+        self._check_bands()
         wanted_norm = "l1" if self.noise in {"laplace", "geometric"} else "l2"
         if self.clipping != wanted_norm:
             raise ValueError(
@@ -128,6 +134,15 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if self.mode == "distributed" and self.honest_contributors < 1:
             raise ValueError("distributed mode needs at least one honest contributor among min_contributors")
+
+    def _check_bands(self) -> None:
+        if not 1 <= self.num_bands <= MAX_BANDS:
+            raise ValueError(f"num_bands must be in 1 .. {MAX_BANDS}")
+        if self.num_bands > 1 and (self.mode, self.noise) != ("central", "discrete_gaussian"):
+            raise ValueError(
+                "noise that is correlated over rounds needs one party that remembers it: num_bands above 1 needs central "
+                "mode and discrete_gaussian noise"
+            )
 
     @property
     def clip_units(self) -> int:
@@ -182,7 +197,7 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return max(0, math.floor(root * root))
 
     def event(self, num_parameters: int) -> PrivacyEvent:
-        """What one round costs, by the sensitivity that follows from the clip."""
+        """What taking part once costs, by the sensitivity that follows from the clip."""
         match self.noise:
             case "laplace" | "geometric":
                 return LaplaceEvent(noise_multiplier=self.noise_multiplier)
@@ -196,8 +211,13 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 )
             case _:
                 return GaussianEvent(
-                    noise_multiplier=self.noise_multiplier, is_discrete=self.noise == "discrete_gaussian"
+                    noise_multiplier=self.noise_multiplier / math.sqrt(band_price(self.num_bands)),
+                    is_discrete=self.noise == "discrete_gaussian",
                 )
+
+    def num_participations(self, num_rounds: int) -> int:
+        """How often a device can take part in so many rounds, and pays ``event`` each time."""
+        return num_participations(num_rounds, self.num_bands)
 
     def check_for(self, num_parameters: int) -> None:
         """Checks what depends on the size of the model.

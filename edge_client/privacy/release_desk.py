@@ -5,6 +5,7 @@ nothing: counts and losses of local data would be a second, unpriced release.
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -16,6 +17,7 @@ from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.rules import PrivacyRules
 from edge_client.training import TrainingJob, TrainingResult
 from integer_noise.secure_random import SecureRandom
+from wire_protocol.band_matrix import band_price
 from wire_protocol.integer_updates import encode_integer_update, flatten_tensors
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TrainingPlan, encode_plan
@@ -26,6 +28,7 @@ from wire_protocol.query import Query
 __all__ = ["ReleaseDesk", "release_id"]
 
 _ID_HEX: Final = 16
+_ROUND: Final = "round/"
 
 
 class ReleaseDesk:
@@ -63,6 +66,7 @@ class ReleaseDesk:
         if job.plan.query is not msgspec.UNSET:
             self._check_query(job, job.plan.query, ledger)
         if not ledger.knows(release_id(job)):
+            self._check_distance(job, spec)
             ledger.refuse_beyond_budget(release_id(job), spec.event(job.plan.num_parameters))
 
     def release(self, job: TrainingJob, result: TrainingResult) -> TrainingResult:
@@ -96,6 +100,19 @@ class ReleaseDesk:
             duration_s=result.duration_s,
         )
 
+    def _check_distance(self, job: TrainingJob, spec: PrivacySpec) -> None:
+        """Correlated noise is sized for devices that are rarely enough in it; abandoned rounds count, as everywhere."""
+        of_this_plan = f"{_ROUND}{_plan_id(job.plan)}/"
+        for entry in self._opened().entries if spec.num_bands > 1 else ():
+            if not entry.release_id.startswith(of_this_plan):
+                continue
+            taken = int(entry.release_id.removeprefix(of_this_plan).partition("/")[0])
+            if abs(job.round_id - taken) < spec.num_bands:
+                raise PrivacyRefused(
+                    f"round {job.round_id} is too near to round {taken}: this task's noise protects a device that takes "
+                    f"part in every {spec.num_bands}th round at most"
+                )
+
     def _opened(self) -> PrivacyLedger:
         if self._ledger is None:
             self._ledger = self._open_ledger()
@@ -118,9 +135,10 @@ class ReleaseDesk:
                 f"the task hides a device among {spec.min_contributors}; privacy.min_contributors is "
                 f"{rules.min_contributors}"
             )
-        if not spec.noise_multiplier >= rules.min_noise_multiplier:
+        effective = spec.noise_multiplier / math.sqrt(band_price(spec.num_bands))
+        if not effective >= rules.min_noise_multiplier:
             raise PrivacyRefused(
-                f"the task's noise multiplier {spec.noise_multiplier:g} is below privacy.min_noise_multiplier "
+                f"the task's noise multiplier {effective:g} is below privacy.min_noise_multiplier "
                 f"{rules.min_noise_multiplier:g}"
             )
 
@@ -133,7 +151,7 @@ def release_id(job: TrainingJob) -> str:
     Under a new nonce the device draws new noise and charges it.
     """
     query = job.plan.query
-    what = "round/" if query is msgspec.UNSET else _answer_id(query)
+    what = _ROUND if query is msgspec.UNSET else _answer_id(query)
     return f"{what}{_plan_id(job.plan)}/{job.round_id}/{job.nonce.hex()}"
 
 

@@ -38,6 +38,15 @@ def test_a_specification_has_no_sensitivity_to_set():
         msgspec.json.decode(raw[:-1] + b',"sensitivity":1}', type=PrivacySpec)
 
 
+@pytest.mark.parametrize("claim", ["sampling_probability", "amplification", "is_poisson"])
+def test_no_amplification_can_be_claimed_by_a_plan_and_no_price_depends_on_how_many_were_asked(claim):
+    for mode in ("local", "distributed", "central"):
+        raw = msgspec.json.encode(_spec(mode=mode))
+        with pytest.raises(msgspec.ValidationError, match="unknown field"):
+            msgspec.json.decode(raw[:-1] + f',"{claim}":0.01}}'.encode(), type=PrivacySpec)
+        assert _spec(mode=mode, min_contributors=7).event(10) == _spec(mode=mode).event(10)
+
+
 def test_shares_of_the_least_honest_cohort_bring_the_whole_noise():
     spec = _spec(min_contributors=100, max_colluding_fraction=0.2)
     assert spec.honest_contributors == 80
