@@ -80,11 +80,22 @@ class BandHistory:
             estimates=np.concatenate([estimate[None], past.estimates[:-1]]),
         )
 
+    def check_next(self, round_id: int) -> None:
+        """Refuses a round that is not after every round of the history: a row must not be released twice.
+
+        Raises:
+            StateMismatch: A later round is part of the history already.
+        """
+        if round_id <= self.round_id:
+            raise StateMismatch(
+                f"round {round_id} comes after round {self.round_id}, which is committed already: was the file that "
+                "numbers the rounds (last_round_id) put back or removed?"
+            )
+
     def _as_of(self, round_id: int) -> "BandHistory":
         """The same as the round before ``round_id`` left it: rounds in between released nothing."""
+        self.check_next(round_id)
         gap = round_id - self.round_id - 1
-        if gap < 0:
-            raise StateMismatch(f"round {round_id} comes after round {self.round_id}, which is committed already")
         kept = max(0, len(self.sums) - gap)
         sums, estimates = np.zeros_like(self.sums), np.zeros_like(self.estimates)
         sums[len(sums) - kept :], estimates[len(sums) - kept :] = self.sums[:kept], self.estimates[:kept]

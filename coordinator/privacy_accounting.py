@@ -1,8 +1,9 @@
 """What a task's rounds cost each device, by dp-accounting; and how much noise a target needs.
 
 Every device is taken to be in every round: devices check in by themselves, which is no secret and no Poisson sample,
-so **no amplification by sampling is claimed**. With noise correlated over b rounds, a device is in every b-th of them. The number published is the one by Rényi DP, which is a theorem for the
-integer noise that devices add; the privacy loss distribution of continuous noise is shown beside it as its equivalent.
+so **no amplification by sampling is claimed**. With noise correlated over b rounds, a device is in every b-th of them.
+The number published is the one by Rényi DP, which is a theorem for the integer noise that is added; the privacy loss
+distribution of continuous noise is shown beside it as its equivalent.
 """
 
 import dataclasses

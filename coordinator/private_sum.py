@@ -111,6 +111,8 @@ class PrivateSumAggregator:
         """Opens a training round by its number."""
         inner_state, history = self._parted(state)
         self._inner.weights(inner_state)
+        if history is not None:
+            history.check_next(round_id)
         start = _Start(state=inner_state, history=history, round_id=round_id)
         return _PrivateSum(self._inner, start, self._plan, self._spec, denominator=self._denominator)
 

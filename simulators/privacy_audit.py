@@ -11,15 +11,16 @@ import dataclasses
 import math
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from coordinator.band_history import empty_history
 from coordinator.central_noise import draw_central_noise
 from edge_client.privacy.accountant import gaussian_epsilon
 from edge_client.privacy.integer_update import clip_and_round, noise_vector
 from integer_noise.secure_random import SecureRandom
+from wire_protocol.band_matrix import band_numerators, band_price
 from wire_protocol.integer_updates import decode_sum
 from wire_protocol.privacy_spec import PrivacySpec
 
@@ -40,18 +41,18 @@ class ShareAudit:
     """Sums per world; a half chose the threshold, a half was counted."""
     failure_probability: float
     claimed_mu: float
-    """1 / noise_multiplier: one round, if the noise is what is claimed."""
+    """Of one part in a round, if the noise is what is claimed: 1 / noise_multiplier, with bands ``||c||`` times that."""
     least_mu: float
-    """One round, as measured: the claim is false if this is above it."""
+    """The same as measured: the claim is false if this is above it."""
 
     @property
     def holds(self) -> bool:
         """Whether the measurement is consistent with the claim."""
         return self.least_mu <= self.claimed_mu
 
-    def least_epsilon(self, num_rounds: int, target_delta: float) -> float:
-        """Epsilon below which so many rounds cannot be, if each is at least as telling as the measured one."""
-        return gaussian_epsilon(self.least_mu * math.sqrt(num_rounds), target_delta)
+    def least_epsilon(self, num_participations: int, target_delta: float) -> float:
+        """Epsilon below which taking part so often cannot be, if each time is at least as telling as the measured one."""
+        return gaussian_epsilon(self.least_mu * math.sqrt(num_participations), target_delta)
 
 
 def audit_shares(
@@ -69,11 +70,12 @@ def audit_shares(
         The audit. ``least_mu`` is ``Phi^-1(TPR) - Phi^-1(FPR)`` at Clopper-Pearson bounds of both rates (Dong, Roth, Su
         2022, "Gaussian differential privacy", equation 6).
     """
-    num_shares = spec.honest_contributors if spec.mode == "distributed" else 1
+    num_shares = _num_shares(spec)
     num_games = max(200, min(_MOST_GAMES, _MOST_DRAWS // (2 * num_shares)))
-    without = _noise_sums(noise_of or spec, num_parameters, num_shares, num_games)
     signal = _longest_update(spec, num_parameters)
-    beside = _noise_sums(noise_of or spec, num_parameters, num_shares, num_games) + signal
+    play = _band_games if spec.num_bands > 1 else _share_games
+    without = play(noise_of or spec, num_parameters, num_games, 0)
+    beside = play(noise_of or spec, num_parameters, num_games, signal)
     half = num_games // 2
     threshold = _best_threshold(without[:half], beside[:half])
     least_mu = max(0.0, _least_mu(without[half:], beside[half:], threshold, failure_probability))
@@ -81,7 +83,7 @@ def audit_shares(
         num_shares=num_shares,
         num_games=num_games,
         failure_probability=failure_probability,
-        claimed_mu=1.0 / spec.noise_multiplier,
+        claimed_mu=math.sqrt(band_price(spec.num_bands)) / spec.noise_multiplier,
         least_mu=least_mu,
     )
 
@@ -133,34 +135,59 @@ def _longest_update(spec: PrivacySpec, num_parameters: int) -> int:
     return int(clip_and_round(update, spec, SecureRandom()).values[0])
 
 
-def _noise_sums(spec: PrivacySpec, num_parameters: int, num_shares: int, num_games: int) -> npt.NDArray[np.int64]:
-    """[num_games] sums of shares modulo 2^32, as the coordinator adds and reads them.
+def _num_shares(spec: PrivacySpec) -> int:
+    return spec.honest_contributors if spec.mode == "distributed" else 1
+
+
+def _share_games(spec: PrivacySpec, num_parameters: int, num_games: int, signal: int) -> npt.NDArray[np.float64]:
+    """[num_games] sums of shares modulo 2^32, as the coordinator adds and reads them, and the signal.
 
     A device's numbers have independent noise, so that each of them is a game; the shares are of the right size for d.
     In central mode the one share is the coordinator's.
     """
-    if spec.mode == "central":
-        random = SecureRandom()
-        # One row of correlated noise is independent noise of the same size, on a finer grid.
-        alone = msgspec.structs.replace(spec, num_bands=1)
-        rows = [draw_central_noise(alone, num_parameters, random) for _ in range(-(-num_games // num_parameters))]
-        return np.concatenate(rows)[:num_games]
-    total = np.zeros(num_games, np.uint32)
     random = SecureRandom()
-    for _ in range(num_shares):
-        shares = [noise_vector(num_parameters, spec, random) for _ in range(-(-num_games // num_parameters))]
+    num_vectors = -(-num_games // num_parameters)
+    if spec.mode == "central":
+        rows = [draw_central_noise(spec, num_parameters, random) for _ in range(num_vectors)]
+        return np.concatenate(rows)[:num_games].astype(np.float64) + signal
+    total = np.zeros(num_games, np.uint32)
+    for _ in range(_num_shares(spec)):
+        shares = [noise_vector(num_parameters, spec, random) for _ in range(num_vectors)]
         total += np.concatenate(shares)[:num_games].astype(np.uint32)
-    return decode_sum(total)
+    return decode_sum(total).astype(np.float64) + signal
 
 
-def _best_threshold(without: npt.NDArray[np.int64], beside: npt.NDArray[np.int64]) -> float:
+def _band_games(spec: PrivacySpec, num_parameters: int, num_games: int, signal: int) -> npt.NDArray[np.float64]:
+    """[num_games] what all the rows together that a device touches by taking part once say of its number, grid units.
+
+    The best statistic of Gaussian rows: each weighted by how much of the device is in it.
+    """
+    numerators = np.array(band_numerators(spec.num_bands), np.float64)
+    played = [_touched_rows(spec, num_parameters, signal) for _ in range(-(-num_games // num_parameters))]
+    statistic = numerators @ np.concatenate(played, axis=1)[:, :num_games]
+    return np.asarray(statistic / np.dot(numerators, numerators))
+
+
+def _touched_rows(spec: PrivacySpec, num_parameters: int, signal: int) -> npt.NDArray[np.float64]:
+    """[b, d] the rows of a round in which every number is the signal, and of those after it, as the coordinator makes them."""
+    history, random = empty_history(spec.num_bands, num_parameters), SecureRandom()
+    rows = []
+    for round_id in range(1, spec.num_bands + 1):
+        total = np.full(num_parameters, signal if round_id == 1 else 0, np.int64)
+        row = history.row(round_id, total, draw_central_noise(spec, num_parameters, random))
+        history = history.after(round_id, total, row)
+        rows.append(row.astype(np.float64))
+    return np.array(rows)
+
+
+def _best_threshold(without: npt.NDArray[np.float64], beside: npt.NDArray[np.float64]) -> float:
     """Where the bound is best, on data that is not counted."""
     candidates = np.quantile(without, np.linspace(0.01, 0.99, _NUM_THRESHOLDS))
     return float(max(candidates, key=lambda threshold: _least_mu(without, beside, threshold, 1e-6)))
 
 
 def _least_mu(
-    without: npt.NDArray[np.int64], beside: npt.NDArray[np.int64], threshold: float, failure_probability: float
+    without: npt.NDArray[np.float64], beside: npt.NDArray[np.float64], threshold: float, failure_probability: float
 ) -> float:
     power = lower_rate(int((beside >= threshold).sum()), len(beside), failure_probability / 2)
     false_alarms = upper_rate(int((without >= threshold).sum()), len(without), failure_probability / 2)

@@ -18,6 +18,7 @@ _VOIDS: Final = (
     "somebody reads single updates before they are summed (distributed and central mode trust the coordinator not to)",
     "fewer honest devices report than min_contributors says, less those who collude",
     "a coordinator is put back from a backup taken in the middle of a round and publishes a second sum of it",
+    "of correlated noise: any backup is put back, or somebody reads the coordinator's state files, which hold exact sums",
     "a device's ledger and its mark are put back together from an old copy",
     "initial weights, clip, learning rates or the number of rounds were chosen on the private data",
     "one owner has several device ids: the claim is per device",
@@ -40,6 +41,7 @@ class PrivacyReport:
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""
         spec, d = self.spec, self.num_parameters
+        parts = spec.num_participations(self.num_charged)
         return {
             "parameters": {
                 "unit": "device",
@@ -56,12 +58,14 @@ class PrivacyReport:
                 "max_colluding_fraction": spec.max_colluding_fraction,
                 "num_parameters": d,
                 "num_rounds_planned": spec.num_rounds,
+                "num_bands": spec.num_bands,
                 "epsilon_allowed": spec.target_epsilon,
                 "target_delta": spec.target_delta,
                 "amplification": "none claimed: devices check in by themselves",
             },
             "spent": {
                 "rounds_charged_at_most": self.num_charged,
+                "parts_taken_at_most": parts,
                 "epsilon_by_rdp": self.epsilon_by_rdp,
                 "epsilon_by_pld_of_continuous_noise": self.epsilon_by_pld,
             },
@@ -69,9 +73,9 @@ class PrivacyReport:
                 "games": self.audit.num_games,
                 "shares_per_game": self.audit.num_shares,
                 "failure_probability": self.audit.failure_probability,
-                "claimed_mu_of_a_round": self.audit.claimed_mu,
-                "least_mu_of_a_round": self.audit.least_mu,
-                "least_epsilon": self.audit.least_epsilon(max(1, self.num_charged), spec.target_delta),
+                "claimed_mu_of_a_part": self.audit.claimed_mu,
+                "least_mu_of_a_part": self.audit.least_mu,
+                "least_epsilon": self.audit.least_epsilon(max(1, parts), spec.target_delta),
                 "holds": self.audit.holds,
             },
             "rounds": [

@@ -21,7 +21,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
-from wire_protocol.band_matrix import MAX_BANDS, band_price, num_participations
+from wire_protocol.band_matrix import MAX_BANDS, band_denominator, band_price, num_participations
 
 __all__ = [
     "MAX_GEOMETRIC_SCALE_UNITS",
@@ -47,6 +47,8 @@ MAX_GEOMETRIC_SCALE_UNITS: Final = 10_000.0
 _RETRY_PROBABILITY: Final = math.exp(-0.5)
 _WORD: Final = 2**31
 _TAIL_STDDEVS: Final = 12.0
+_MAX_CENTRAL_STDDEV_UNITS: Final = 2.0**55
+"""Draws and sums together stay within 64-bit integers (`integer_noise.wide_gaussian`)."""
 
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -243,6 +245,10 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def _check_central(self, num_parameters: int) -> None:
         scale = self.sum_noise_units(num_parameters)
+        if scale * band_denominator(self.num_bands) > _MAX_CENTRAL_STDDEV_UNITS:
+            raise ValueError(
+                f"the noise would be {scale:.3g} grid units, and its draws could leave 64-bit integers: lower grid_bits"
+            )
         if self.noise == "geometric" and scale > MAX_GEOMETRIC_SCALE_UNITS:
             raise ValueError(
                 f"the noise would be {scale:.3g} grid units, more than {MAX_GEOMETRIC_SCALE_UNITS:g}: lower grid_bits"

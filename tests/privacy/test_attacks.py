@@ -56,6 +56,17 @@ def test_the_audit_finds_a_coordinator_that_adds_too_little():
     assert not audit_shares(spec, 1000, noise_of=msgspec.structs.replace(spec, noise_multiplier=0.8)).holds
 
 
+def test_all_rows_of_correlated_noise_together_tell_a_part_no_better_than_it_is_charged_for():
+    spec = _spec(mode="central", num_bands=4, noise_multiplier=2.0)
+    charged = spec.event(1000).noise_multiplier
+    audit = audit_shares(spec, 1000)
+    assert audit.holds
+    assert 0.85 / charged < audit.least_mu < audit.claimed_mu == pytest.approx(1 / charged)
+    # Charged like one release with independent noise, a part would be more telling than is claimed.
+    assert audit.least_mu > 1 / spec.noise_multiplier
+    assert not audit_shares(spec, 1000, noise_of=msgspec.structs.replace(spec, noise_multiplier=1.6)).holds
+
+
 def test_bounds_of_rates_are_those_of_a_table():
     # Clopper, Pearson 1934: 5 of 10, 95 % two-sided.
     assert lower_rate(5, 10, 0.025) == pytest.approx(0.187, abs=5e-4)

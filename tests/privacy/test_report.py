@@ -56,6 +56,19 @@ def test_the_price_is_of_every_round_that_was_opened_not_of_those_that_were_reco
     assert values["audit"]["least_epsilon"] < values["spent"]["epsilon_by_rdp"]
 
 
+def test_with_correlated_noise_parts_are_counted_and_not_rounds(tmp_path):
+    wish = PrivacyWish(epsilon=4.0, num_rounds=16, clipping_norm=0.5, min_contributors=20, mode="central", num_bands=4)
+    bundle = made_private(linear_task(200, 20), wish)
+    record = PrivacyRecord(tmp_path / bundle.task_id, bundle.plan)
+    for round_id in range(1, 6):
+        record.note(_summary(round_id))
+    values = json.loads(_report(tmp_path, "--json").output)
+    assert (values["spent"]["rounds_charged_at_most"], values["spent"]["parts_taken_at_most"]) == (5, 2)
+    assert values["audit"]["holds"]
+    assert 0.7 * values["spent"]["epsilon_by_pld_of_continuous_noise"] < values["audit"]["least_epsilon"]
+    assert values["audit"]["least_epsilon"] < values["spent"]["epsilon_by_pld_of_continuous_noise"]
+
+
 def test_a_line_that_a_crash_cut_off_is_left_out_and_damage_is_said(run_dir):
     path = run_dir / BUNDLE.task_id / RECORD_FILE
     path.write_bytes(path.read_bytes() + b'{"round_id": 3, "sta')

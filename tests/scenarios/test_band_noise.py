@@ -197,6 +197,21 @@ def test_a_round_that_comes_again_after_a_later_one_is_refused():
             history.row(round_id, zero, zero)
 
 
+def test_a_round_whose_number_was_used_before_is_refused_before_any_device_is_asked():
+    aggregator = _aggregator()
+    state = _round(aggregator, aggregator.initialize(BUNDLE.initial_weights), 7)
+    with pytest.raises(StateMismatch, match="last_round_id"):
+        aggregator.begin_round(state, round_id=7)
+    aggregator.begin_round(state, round_id=8)
+
+
+def test_noise_whose_draws_would_leave_64_bits_is_refused_with_the_task():
+    wide = msgspec.structs.replace(SPEC, num_bands=12, noise_multiplier=2.0**20)
+    with pytest.raises(ValueError, match="64-bit"):
+        wide.check_for(D)
+    msgspec.structs.replace(wide, grid_bits=8).check_for(D)
+
+
 def _aggregator():
     return PrivateSumAggregator(NumpyMeanAggregator(PLAN.weights, AggregationSpec()), PLAN, denominator=4)
 
