@@ -9,9 +9,9 @@ CoordinatorError
 ├── JournalDamaged         the journal of rounds cannot be read (theirs: the disk's)
 ├── RosterUnusable         the roster of devices cannot be read or written (theirs: the disk's, or the file's)
 ├── BrokerFilesUnusable    a broker's files are not there, damaged, or there already (theirs: the operator's)
-├── DirectoryFilesUnusable an authority's key or log is not there, damaged, or there already (theirs: the operator's)
 ├── StateInUse             another coordinator runs with this state directory (transient: stop it)
 ├── JournalUnwritable      the journal cannot be written: a full disk, a lock (transient; nothing was said of it)
+├── ReleaseError           a release cannot be signed, read or published (theirs: the operator's keys and files)
 ├── AggregationError       an aggregator refused: the round is lost, the state it began with is not
 │   ├── AccumulatorClosed       a fold or a finish after the round was finished (ours, a bug)
 │   ├── EmptyRound              a round was finished with nothing folded (ours, a bug)
@@ -35,7 +35,6 @@ __all__ = [
     "CheckpointError",
     "CheckpointExists",
     "CoordinatorError",
-    "DirectoryFilesUnusable",
     "EmptyRound",
     "IllegalTransition",
     "InvalidBundle",
@@ -43,6 +42,7 @@ __all__ = [
     "JournalDamaged",
     "JournalUnwritable",
     "QuorumMissed",
+    "ReleaseError",
     "RosterUnusable",
     "StateInUse",
     "StateMismatch",
@@ -76,8 +76,8 @@ class BrokerFilesUnusable(CoordinatorError):
     """The files of a broker are not there, are damaged, or would be overwritten."""
 
 
-class DirectoryFilesUnusable(CoordinatorError):
-    """The files of a key directory's authority are not there, are damaged, or would be overwritten."""
+class ReleaseError(CoordinatorError):
+    """A release cannot be signed, read or published; the channel is as it was."""
 
 
 class UpdateRejected(CoordinatorError):

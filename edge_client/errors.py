@@ -16,6 +16,7 @@
     ├── FrameError             bytes between daemon and trainer that are no frame (the trainer is restarted)
     ├── BudgetExceeded         a release would cost more than the owner allows: nothing leaves the device, for good
     ├── PrivacyRefused         the owner's rules do not allow what the plan asks: the assignment is given back
+    ├── ReleaseRefused         a release is forged, out of date, or not for this device: it keeps what it has
     └── StorageError           the state directory cannot be read or written (disk full, permissions)
         ├── CorruptState       a file in it is not what was written (quarantined, never fatal)
         └── LedgerDamaged      the privacy ledger is not what was written: nothing private may leave the device
@@ -40,6 +41,7 @@ __all__ = [
     "LedgerDamaged",
     "NonFiniteUpdate",
     "PrivacyRefused",
+    "ReleaseRefused",
     "StorageError",
     "TooFewExamples",
     "TrainingError",
@@ -120,3 +122,12 @@ class BudgetExceeded(EdgeClientError):
 
 class PrivacyRefused(EdgeClientError):
     """The owner's rules do not allow what the plan asks."""
+
+
+class ReleaseRefused(EdgeClientError):
+    """A release, or the channel that brings it, was refused; the device keeps the model it has."""
+
+    def __init__(self, message: str, *, is_expired: bool = False) -> None:
+        super().__init__(message)
+        self.is_expired = is_expired
+        """Whether it is merely out of date: nobody may have signed for a while, or somebody holds new files back."""

@@ -17,7 +17,6 @@ __all__ = ["main"]
 _VERBS = {
     "coordinator": ("flockwise.coordinator_commands", "coordinator", "Run the coordinator of a fleet."),
     "demo": ("flockwise.demo_command", "demo", "Train on real digits over MQTT, on this machine."),
-    "directory": ("flockwise.directory_commands", "directory", "Keep the key directory, on the authority's machine."),
     "edge": ("flockwise.edge_commands", "edge", "Run and inspect the device daemon."),
     "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
     "privacy": ("flockwise.privacy_commands", "privacy", "Explain and calibrate differential privacy."),

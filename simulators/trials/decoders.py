@@ -37,9 +37,28 @@ from wire_protocol.identifiers import checked_identifier
 from wire_protocol.integer_updates import decode_integer_update, encode_integer_update
 from wire_protocol.messages import Message, Report, RoundKind, decode_message, encode_message, message_kind
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
+from wire_protocol.release import (
+    GoldenBatch,
+    ModelTensor,
+    ReleaseManifest,
+    ReleaseNeeds,
+    RolloutOrder,
+    decode_manifest,
+    decode_order,
+    encode_release_file,
+)
 from wire_protocol.signed import SignedMessage, frame_signed, parse_signed
 from wire_protocol.tensors import decode_tensors, encode_tensors
-from wire_protocol.topics import device_status, device_up, parse_device_topic
+from wire_protocol.topics import (
+    device_status,
+    device_up,
+    parse_device_topic,
+    parse_release_piece,
+    release_file,
+    release_file_name,
+    release_piece,
+    release_piece_list,
+)
 
 __all__ = ["Decoder", "byte_decoders"]
 
@@ -73,7 +92,7 @@ _ENVELOPE = frame_signed(SignedMessage(epoch=1, counter=2, signature=bytes(64), 
 
 def byte_decoders() -> list[Decoder]:
     """The decoders that need no file."""
-    return [*_message_decoders(), *_wire_decoders(), *_frame_decoders(), *_stored_decoders()]
+    return [*_message_decoders(), *_wire_decoders(), *_release_decoders(), *_frame_decoders(), *_stored_decoders()]
 
 
 def _message_decoders() -> list[Decoder]:
@@ -126,6 +145,29 @@ def _wire_decoders() -> list[Decoder]:
         _one("piece", lambda data: _take_piece(BlobAssembler(blob.ref), blob.piece_digests, data), wire, (b"\x00" + blob.piece(0),), BlobAssembler.add),
         _one("broker url", lambda data: parse_broker_url(_text(data)), (InvalidBrokerUrl,), (b"mqtts://u:p@host:8883", b"mqtt://[::1]:1883"), parse_broker_url),
     ]  # fmt: skip
+
+
+def _release_decoders() -> list[Decoder]:
+    blob = split_blob(bytes(2000), piece_bytes=1024).ref
+    manifest = ReleaseManifest(
+        name="digits",
+        number=2,
+        model=blob,
+        input=ModelTensor(shape=(8, 8, 1), dtype="float32"),
+        output=ModelTensor(shape=(10,), dtype="float32"),
+        golden=GoldenBatch(blob=blob, num_examples=8, max_abs_error=0.1, min_agreement=0.9, max_latency_ms=9.0),
+        needs=ReleaseNeeds(min_runtime="2.1.0", min_memory_mb=64, operators=("ADD",), device_classes=("aarch64",)),
+    )
+    order = RolloutOrder(name="digits", serial=3, baseline=1, candidate=2, permille=50, salt="12345678", tags=("lab",))
+    pieces = (release_piece_list("p", blob.sha256).encode(), release_piece("p", blob.sha256, 7).encode())
+    file_topics = (release_file("p", "timestamp.json").encode(),)
+    wire = (WireError,)
+    return [
+        _one("release manifest", decode_manifest, wire, (encode_release_file(manifest),), decode_manifest),
+        _one("rollout order", decode_order, wire, (encode_release_file(order),), decode_order),
+        _one("release topic", lambda data: release_file_name(_text(data)), wire, file_topics, release_file_name),
+        _one("piece topic", lambda data: parse_release_piece(_text(data)), wire, pieces, parse_release_piece),
+    ]
 
 
 def _take_piece(assembler: BlobAssembler, digests: bytes, data: bytes) -> None:

@@ -16,6 +16,7 @@ from coordinator.checkpoints import CheckpointStore, encode_leaves
 from coordinator.errors import CheckpointDamaged, CoordinatorError, InvalidBundle
 from coordinator.privacy_record import RECORD_FILE, PrivacyRecord, read_privacy_record
 from coordinator.private_ca import make_authority, read_authority
+from coordinator.releases.signing_keys import make_key, read_key
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, RoundJournal
 from coordinator.round_table import Member, RoundState
@@ -125,6 +126,7 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
         _identity_decoder(scratch),
         _sealing_key_decoder(scratch),
         _authority_decoder(),
+        _signing_key_decoder(scratch),
         Decoder(
             name="device id file",
             decode=_on_file(state / "device_id", lambda path: StateDir(path.parent).device_id("")),
@@ -203,6 +205,20 @@ def _authority_decoder() -> Decoder:
         documented=(ValueError,),
         seeds=[made.certificate + SEPARATOR + made.key],
         covers=("coordinator.private_ca.read_authority",),
+        share=_FEW,
+    )
+
+
+def _signing_key_decoder(scratch: Path) -> Decoder:
+    """A key file of the release channel."""
+    path = scratch / "signing.pem"
+    make_key(path)
+    return Decoder(
+        name="signing key",
+        decode=_on_file(path, read_key),
+        documented=(CoordinatorError,),
+        seeds=[path.read_bytes()],
+        covers=("coordinator.releases.signing_keys.read_key",),
         share=_FEW,
     )
 

@@ -80,9 +80,9 @@ def sum_decoders() -> list[Decoder]:
         ),
         Decoder(
             name="key directory request",
-            decode=lambda data: decode_request(data.decode("latin-1")).check(_POPULATION),
+            decode=lambda data: decode_request(data).check(_POPULATION),
             documented=(MalformedDirectory,),
-            seeds=[encode_request(sample_member("d1", seed=1)).encode()],
+            seeds=[encode_request(sample_member("d1", seed=1))],
             covers=("secure_sum.directory_entries.decode_request",),
             share=_FEW,
         ),

@@ -19,6 +19,7 @@ NOT_FROM_OUTSIDE = {
     "edge_client.crash_guard.read_record": "decode_record is this",
     "wire_protocol.integer_updates.decode_sum": "takes an array of our own",
     "edge_client.channel.unsealed": "hands its argument on",
+    "coordinator.releases.channel_files.ChannelFiles.read_target": "returns bytes that it has compared with a signed hash",
     "coordinator.checkpoints.CheckpointFiles.read_latest": "CheckpointStore.load_latest is this",
     "coordinator.tff.state_manager.DurableStateManager.load_latest": "reads by CheckpointFiles, needs TFF",
 }

@@ -1,0 +1,1 @@
+"""Releases of models: signed, staged, and revocable."""

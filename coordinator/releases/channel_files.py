@@ -1,0 +1,112 @@
+"""The files of the release channel: where each is, and what is in it. Reading alone; `repository` decides what is written."""
+
+import hashlib
+from pathlib import Path
+from typing import TypeVar
+
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root, Signed, TargetFile
+
+from coordinator.errors import ReleaseError
+
+__all__ = ["ChannelFiles", "target_file"]
+
+_SignedT = TypeVar("_SignedT", bound=Signed)
+
+
+class ChannelFiles:
+    """The directory of one release channel.
+
+    Args:
+        directory: Where it is.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.metadata = directory / "metadata"
+        self.targets = directory / "targets"
+        self._blobs = directory / "blobs"
+
+    def make(self) -> None:
+        """Makes the empty directories.
+
+        Raises:
+            OSError: They cannot be made.
+        """
+        for part in (self.metadata, self.targets, self._blobs):
+            part.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def root(self) -> Root:
+        """The newest root.
+
+        Raises:
+            ReleaseError: It cannot be read.
+        """
+        return self.load(Root, "root")
+
+    def root_path(self, version: int) -> Path:
+        """Where a version of the root is."""
+        return self.metadata / f"{version}.root.json"
+
+    def newest_version(self, role: str) -> int:
+        """The highest version of a role that has numbered files; 0 if there is none."""
+        return max((int(path.name.split(".")[0]) for path in self.metadata.glob(f"*.{role}.json")), default=0)
+
+    def load(self, kind: type[_SignedT], role: str) -> _SignedT:
+        """The newest word of a role.
+
+        Raises:
+            ReleaseError: It cannot be read.
+        """
+        return self.read(kind, "timestamp.json" if role == "timestamp" else f"{self.newest_version(role)}.{role}.json")
+
+    def read(self, kind: type[_SignedT], name: str) -> _SignedT:
+        """A metadata file; signatures are the devices' to check.
+
+        Raises:
+            ReleaseError: It cannot be read, or is of another kind.
+        """
+        path = self.metadata / name
+        try:
+            signed = Metadata.from_bytes(path.read_bytes()).signed
+        except (OSError, RepositoryError) as error:
+            raise ReleaseError(f"{path} cannot be read: {error}") from error
+        if not isinstance(signed, kind):
+            raise ReleaseError(f"{path} is no {kind.__name__}")
+        return signed
+
+    def read_target(self, path: str, info: TargetFile) -> bytes:
+        """A target's bytes.
+
+        Raises:
+            ReleaseError: They cannot be read, or are not those that were signed.
+        """
+        file = self.targets / target_file(path, info)
+        try:
+            data = file.read_bytes()
+            info.verify_length_and_hashes(data)
+        except (OSError, RepositoryError) as error:
+            raise ReleaseError(f"{file} cannot be used: {error}") from error
+        return data
+
+    def blob_path(self, sha256: bytes) -> Path:
+        """Where a blob is."""
+        return self._blobs / sha256.hex()
+
+    def blob(self, sha256: bytes) -> bytes:
+        """A blob that a manifest names.
+
+        Raises:
+            ReleaseError: It is not here, or is damaged.
+        """
+        try:
+            data = self.blob_path(sha256).read_bytes()
+        except OSError as error:
+            raise ReleaseError(f"the blob {sha256.hex()} of a release is gone: {error}") from error
+        if hashlib.sha256(data).digest() != sha256:
+            raise ReleaseError(f"the blob {sha256.hex()} of a release is damaged; push the release again")
+        return data
+
+
+def target_file(path: str, info: TargetFile) -> str:
+    """The name of a target's file on disk and on the broker: consistent snapshots put the hash before it."""
+    return f"{info.hashes['sha256']}.{path}"
