@@ -1,6 +1,11 @@
-"""Errors of this package.
+"""Errors of secure sums, and the reasons for which an opener does not open.
 
     SecureSumError
+    ├── MalformedSealed      bytes that are no sealed update, order or result (theirs, permanent)
+    ├── OversizedSealed      longer than the limit; nothing was parsed (theirs, permanent)
+    ├── BoxNotOpened         a sealed box of another key, round or party, or a changed one (theirs, permanent)
+    ├── OpeningRefused       a rule of an opener forbids to answer; has a reason (theirs; permanent but for NOT_READY)
+    ├── OpeningFailed        answers that do not fit together: no sum can be formed (theirs, permanent)
     └── DirectoryError            the key directory does not say what was hoped for
         ├── MalformedDirectory    bytes that are no directory, entry or request, or a signature not the named key's
         │   └── OversizedDirectory  longer than such bytes can be; nothing was decoded
@@ -10,24 +15,94 @@
         ├── DirectoryRolledBack   the log is shorter than it was
         └── DirectoryForked       the log is not a continuation of what was seen
 
-All are permanent: the same bytes fail again. None says anything about a secret.
+All but NOT_READY are permanent: the same bytes fail again. None says anything about a secret.
 """
 
+import enum
+
 __all__ = [
+    "BoxNotOpened",
     "DirectoryError",
     "DirectoryForked",
     "DirectoryRefused",
     "DirectoryRolledBack",
     "MalformedDirectory",
+    "MalformedSealed",
+    "OpeningFailed",
+    "OpeningRefused",
     "OtherAuthority",
     "OversizedDirectory",
+    "OversizedSealed",
+    "RefusalCause",
     "SecureSumError",
     "UnknownMember",
 ]
 
 
+class RefusalCause(enum.Enum):
+    """Why an opener does not answer an order. The values are those of `wire_protocol.opening_messages`."""
+
+    MALFORMED = "malformed"
+    """Not an order that this opener can read, or not in its one form."""
+    WRONG_CONTEXT = "wrong_context"
+    """Another population's, another mode's, or for another opener."""
+    WRONG_SIZE = "wrong_size"
+    """A contributor has signed for another length."""
+    TOO_FEW = "too_few"
+    """Fewer contributors than the opener, or one of the contributors, demands."""
+    DUPLICATE_DEVICE = "duplicate_device"
+    UNREGISTERED = "unregistered"
+    """A device that is not in the opener's register."""
+    BAD_SIGNATURE = "bad_signature"
+    BAD_BOX = "bad_box"
+    """A box that does not open for this opener."""
+    SECOND_SET = "second_set"
+    """For this round the opener has answered, or begun to answer, for another set."""
+    BOTH_SIDES = "both_sides"
+    """A device is listed as arrived and as missing."""
+    WEAK_THRESHOLD = "weak_threshold"
+    """Two contradicting lists could both be opened."""
+    ISOLATED = "isolated"
+    """A device with too few neighbours that arrived."""
+    OUT_OF_RANGE = "out_of_range"
+    """The sum could leave the numbers that it is taken in."""
+    NOT_READY = "not_ready"
+    """The opener cannot keep what it must keep before it answers; ask again."""
+
+
 class SecureSumError(Exception):
-    """Base of the errors of this package."""
+    """Base of this package's errors."""
+
+
+class MalformedSealed(SecureSumError):
+    """The bytes are not what they should be."""
+
+
+class OversizedSealed(SecureSumError):
+    """The bytes are longer than the limit; nothing was parsed."""
+
+
+class BoxNotOpened(SecureSumError):
+    """A sealed box is not for this key, round and pair of parties, or was changed."""
+
+
+class OpeningFailed(SecureSumError):
+    """The openers' answers do not give a sum."""
+
+
+class OpeningRefused(SecureSumError):
+    """An opener does not answer.
+
+    Args:
+        cause: Which rule forbids it.
+        text: More, for people.
+        device_id: The contributor that it is about; empty if it is about none in particular.
+    """
+
+    def __init__(self, cause: RefusalCause, text: str, *, device_id: str = "") -> None:
+        super().__init__(f"{cause.value}: {text}")
+        self.cause = cause
+        self.device_id = device_id
 
 
 class DirectoryError(SecureSumError):

@@ -14,7 +14,6 @@ import msgspec
 from wire_protocol.blobs import DIGEST_BYTES, BlobRef
 from wire_protocol.enrolment import EnrolmentOutcome
 from wire_protocol.errors import MalformedMessage, OversizedMessage, UnsupportedVersion
-from wire_protocol.identifiers import IDENTIFIER_PATTERN
 from wire_protocol.limits import (
     MAX_CONTROL_BYTES,
     MAX_HEALTH_REASON_CHARS,
@@ -22,6 +21,8 @@ from wire_protocol.limits import (
     MAX_PIECES,
     PIECE_OVERHEAD_BYTES,
 )
+from wire_protocol.message_base import Digest, Identifier, Message, MessagePart, Nonce, RoundId
+from wire_protocol.opening_messages import OpeningAnswer, OpeningRefusal, OpeningRequest, RoundRoster
 
 __all__ = [
     "WIRE_VERSION",
@@ -36,6 +37,9 @@ __all__ = [
     "Enrolled",
     "Message",
     "Metrics",
+    "OpeningAnswer",
+    "OpeningRefusal",
+    "OpeningRequest",
     "Piece",
     "PieceList",
     "PieceListRequest",
@@ -48,6 +52,7 @@ __all__ = [
     "Report",
     "RoundClosed",
     "RoundKind",
+    "RoundRoster",
     "TaskAnnouncement",
     "Withdrawal",
     "WithdrawalReason",
@@ -60,10 +65,6 @@ WIRE_VERSION: Final = 1
 _MAGIC: Final = b"FW"
 _HEADER_BYTES: Final = 3
 
-Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-RoundId = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
-Identifier = Annotated[str, msgspec.Meta(pattern=IDENTIFIER_PATTERN)]
-Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e8)]
 _PieceIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PIECES)]
@@ -136,11 +137,7 @@ class ReceiptStatus(enum.Enum):
     BUSY = "busy"
 
 
-class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Common settings of every part of a message."""
-
-
-class Metrics(_Struct, frozen=True, kw_only=True):
+class Metrics(MessagePart, frozen=True, kw_only=True):
     """Sums over the examples visited; ratios are formed after aggregation, never averaged on devices."""
 
     loss_sum: float
@@ -151,10 +148,6 @@ class Metrics(_Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, (self.loss_sum, self.num_correct, self.weight_sum))):
             raise ValueError("metrics must be finite")
-
-
-class Message(_Struct, frozen=True, kw_only=True):
-    """Base of all messages."""
 
 
 class CheckIn(Message, frozen=True, kw_only=True, tag_field="type", tag="check-in"):
@@ -314,10 +307,19 @@ class RoundClosed(Message, frozen=True, kw_only=True, tag_field="type", tag="rou
 
 
 DeviceMessage = (
-    CheckIn | PieceListRequest | PieceRequest | Piece | Report | Withdrawal | DeviceStatus | DeviceHealth | Enrol
+    CheckIn
+    | PieceListRequest
+    | PieceRequest
+    | Piece
+    | Report
+    | Withdrawal
+    | DeviceStatus
+    | DeviceHealth
+    | Enrol
+    | OpeningAnswer
 )
 CoordinatorMessage = TaskAnnouncement | Assignment | Refusal | PieceList | Piece | Receipt | RoundClosed
-"""What a device hears in its session; `Enrolled` comes before there is one."""
+"""What a device hears in its session; `Enrolled` comes before there is one, and an `OpeningRequest` is for openers."""
 
 _AnyMessage = (
     CheckIn
@@ -336,6 +338,9 @@ _AnyMessage = (
     | PieceList
     | Receipt
     | RoundClosed
+    | OpeningRequest
+    | OpeningAnswer
+    | RoundRoster
 )
 _DECODER: Final = msgspec.msgpack.Decoder(_AnyMessage)
 _ENCODER: Final = msgspec.msgpack.Encoder()

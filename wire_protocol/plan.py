@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from wire_protocol.confidentiality import Confidentiality
 from wire_protocol.errors import MalformedMessage, OversizedMessage
 from wire_protocol.limits import MAX_CONTROL_BYTES, MAX_TENSORS
 from wire_protocol.model_contract import CONTRACT_VERSION
@@ -18,6 +19,7 @@ _Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 _NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 _MIN_CLASSES: Final = 2
+_FEWEST_IN_A_SUM: Final = 2
 
 LossName = Literal[
     "sparse_categorical_crossentropy",
@@ -111,6 +113,9 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     query: Query | msgspec.UnsetType = msgspec.UNSET
     """A question to answer instead of training: the update is its vector (``weights`` has one of that length), the
     mechanism the query's own, and what belongs to training is not used. Left out of the bytes of any other plan."""
+    confidentiality: Confidentiality | msgspec.UnsetType = msgspec.UNSET
+    """Who opens the sum of the updates, which the coordinator then never sees one by one. Left out of the bytes of any
+    other plan."""
     contract_version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
@@ -133,6 +138,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             _check_query(self.query, self)
         if self.privacy is not None:
             self.privacy.check_for(self.num_parameters)
+        if self.confidentiality is not msgspec.UNSET:
+            _check_confidential(self.privacy)
 
     @property
     def label_shape(self) -> tuple[int, ...]:
@@ -161,6 +168,18 @@ def _check_query(query: Query, plan: TrainingPlan) -> None:
         raise ValueError("the privacy of a plan with a query must be the query's own mechanism")
     if tuple(spec.shape for spec in plan.weights) != ((query.num_cells,),):
         raise ValueError(f"the weights of a plan with this query must be one vector of {query.num_cells}")
+
+
+def _check_confidential(privacy: PrivacySpec | None) -> None:
+    """A sum is taken of integers, and of enough of them; and who adds noise must not need to see single updates."""
+    if privacy is None:
+        raise ValueError("a confidential sum is taken of integers: give the plan a privacy (16 grid units of noise do)")
+    if privacy.mode == "central":
+        raise ValueError(
+            "central mode shows the coordinator every update: use distributed mode with a confidential sum"
+        )
+    if privacy.min_contributors < _FEWEST_IN_A_SUM:
+        raise ValueError("min_contributors must be at least 2: the sum of one is that one")
 
 
 def encode_plan(plan: TrainingPlan) -> bytes:

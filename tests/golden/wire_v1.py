@@ -19,6 +19,9 @@ from wire_protocol.messages import (
     Enrolled,
     Message,
     Metrics,
+    OpeningAnswer,
+    OpeningRefusal,
+    OpeningRequest,
     Piece,
     PieceList,
     PieceListRequest,
@@ -31,6 +34,7 @@ from wire_protocol.messages import (
     Report,
     RoundClosed,
     RoundKind,
+    RoundRoster,
     TaskAnnouncement,
     Withdrawal,
     WithdrawalReason,
@@ -91,6 +95,10 @@ MESSAGES: tuple[Message, ...] = (
     ),
     Enrol(nonce=NONCE, token_id="0123456789abcdef", public_key=bytes(range(32)), proof=bytes(range(64))),  # noqa: S106
     Enrolled(nonce=NONCE, outcome=EnrolmentOutcome.TOKEN_EXPIRED),
+    OpeningRequest(round_id=7, nonce=OTHER, request=UPDATE),
+    OpeningAnswer(round_id=7, nonce=OTHER, answer=UPDATE, piece_digests=bytes(128)),
+    OpeningAnswer(round_id=7, nonce=OTHER, answer=None, refusal=OpeningRefusal.BAD_BOX, device_id="device-1"),
+    RoundRoster(round_id=7, nonce=OTHER, roster=UPDATE),
 )
 
 

@@ -1,0 +1,83 @@
+"""The decoders of `secure_sum`: what they may raise, and what a good input looks like."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from secure_sum.errors import SecureSumError
+from secure_sum.helper_shares import SealingOrder, read_seeds, seal_to_helpers
+from secure_sum.openings import (
+    HelperAsk,
+    KeyAsk,
+    MaskAsk,
+    OpeningAsk,
+    OpeningOrder,
+    OpeningResult,
+    contributor_of,
+    decode_order,
+    decode_result,
+    encode_order,
+    encode_result,
+)
+from secure_sum.sealed_box import make_box_key
+from secure_sum.sealed_update import SealedUpdate, decode_sealed_update, encode_sealed_update
+from simulators.trials.decoders import Decoder
+
+__all__ = ["sealed_decoders"]
+
+_MAX_BYTES: Final = 65_536
+_DIGEST: Final = bytes(range(32))
+
+
+def sealed_decoders() -> list[Decoder]:
+    """All of them."""
+    update = _sealed()
+    asks: tuple[OpeningAsk, ...] = (
+        HelperAsk(parts=(0, 1)),
+        MaskAsk(roster_sha256=_DIGEST, missing=("d3", "d4")),
+        KeyAsk(total=b"ciphertext"),
+    )
+    orders = [encode_order(_order(update, ask)) for ask in asks]
+    result = encode_result(OpeningResult(context=_DIGEST, set_digest=_DIGEST, data=bytes(16)))
+    return [
+        _one("sealed update", lambda data: decode_sealed_update(data, max_bytes=_MAX_BYTES), (encode_sealed_update(update),), decode_sealed_update),
+        _one("opening order", lambda data: decode_order(data, max_bytes=_MAX_BYTES), orders, decode_order),
+        _one("opening result", lambda data: decode_result(data, max_bytes=_MAX_BYTES), (result,), decode_result),
+        _one("helper's seeds", read_seeds, (b"\x00" + _DIGEST + b"\x02" + _DIGEST,), read_seeds),
+    ]  # fmt: skip
+
+
+def _one(name: str, decode: Callable[[bytes], object], seeds: Sequence[bytes], function: Callable[..., Any]) -> Decoder:
+    covers = (f"{function.__module__}.{function.__qualname__}",)
+    return Decoder(name=name, decode=decode, documented=(SecureSumError,), seeds=seeds, covers=covers)
+
+
+def _random_bytes(count: int) -> bytes:
+    """The same bytes every time: a fuzzer's seeds can be replayed."""
+    return (hashlib.sha256(b"seed").digest() * (count // 32 + 1))[:count]
+
+
+def _sealed() -> SealedUpdate:
+    key = make_box_key(_random_bytes).public_key().public_bytes_raw()
+    order = SealingOrder(
+        context=_DIGEST,
+        device_id="d1",
+        min_contributors=2,
+        helpers=(("h1", key), ("h2", key), ("h3", key)),
+        num_needed=2,
+    )
+    return seal_to_helpers(np.arange(8, dtype=np.uint32), order, sign=lambda _: bytes(64), random_bytes=_random_bytes)
+
+
+def _order(update: SealedUpdate, ask: OpeningAsk) -> OpeningOrder:
+    return OpeningOrder(
+        population="p",
+        task_id="task-1",
+        plan_sha256=_DIGEST,
+        round_id=3,
+        num_values=8,
+        contributors=tuple(contributor_of(name, update, box_index=0) for name in ("d1", "d2")),
+        ask=ask,
+    )
