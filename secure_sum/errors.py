@@ -6,6 +6,8 @@
     ├── BoxNotOpened         a sealed box of another key, round or party, or a changed one (theirs, permanent)
     ├── OpeningRefused       a rule of an opener forbids to answer; has a reason (theirs; permanent but for NOT_READY)
     ├── OpeningFailed        answers that do not fit together: no sum can be formed (theirs, permanent)
+    │   └── SharesDisagree     members of a committee contradict each other (theirs; more answers may settle it)
+    ├── SealingRefused       a round that could not hide a device: it does not seal for it (theirs, permanent)
     └── DirectoryError            the key directory does not say what was hoped for
         ├── MalformedDirectory    bytes that are no directory, entry or request, or a signature not the named key's
         │   └── OversizedDirectory  longer than such bytes can be; nothing was decoded
@@ -34,7 +36,9 @@ __all__ = [
     "OversizedDirectory",
     "OversizedSealed",
     "RefusalCause",
+    "SealingRefused",
     "SecureSumError",
+    "SharesDisagree",
     "UnknownMember",
 ]
 
@@ -88,6 +92,14 @@ class BoxNotOpened(SecureSumError):
 
 class OpeningFailed(SecureSumError):
     """The openers' answers do not give a sum."""
+
+
+class SharesDisagree(OpeningFailed):
+    """Members of a committee contradict each other, or too few have answered to tell."""
+
+
+class SealingRefused(SecureSumError):
+    """A device does not seal an update for a round as it was asked to."""
 
 
 class OpeningRefused(SecureSumError):

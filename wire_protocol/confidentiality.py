@@ -3,7 +3,7 @@
 | mode | sealed to | the sum is opened by | stands as long as |
 |---|---|---|---|
 | ``helpers`` | three helpers | any two of them (or all three) | no two of them conspire with the coordinator |
-| ``masks`` | the other devices and a committee | ``threshold`` members of the committee | at most ``max_corrupt`` of the committee conspire |
+| ``masks`` | the other devices and a committee | ``threshold`` members of the committee | at most a third of the committee conspires |
 | ``he`` | a key authority | the key authority | it does not conspire with the coordinator |
 
 Each needs a private plan (`PrivacySpec`): sums are taken of integers, and below ``min_contributors`` nothing is opened.
@@ -16,9 +16,18 @@ import msgspec
 from wire_protocol.blobs import BlobRef
 from wire_protocol.identifiers import IDENTIFIER_PATTERN, checked_identifier
 
-__all__ = ["Confidentiality", "EncryptedSums", "HelperSums", "MaskedSums", "SumOpener", "check_openers"]
+__all__ = [
+    "Confidentiality",
+    "EncryptedSums",
+    "HelperSums",
+    "MaskedSums",
+    "SumOpener",
+    "check_openers",
+    "committee_threshold",
+]
 
 _NUM_HELPERS: Final = 3
+_MIN_COMMITTEE: Final = 3
 _KEY_BYTES: Final = 32
 
 
@@ -77,31 +86,38 @@ class MaskedSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Pairwise masks that cancel, and a committee of devices that opens what is left.
 
     Raises:
-        ValueError: The committee has a member twice, or two contradicting lists of devices could both be opened.
+        ValueError: Fewer than three members, one twice, two contradicting lists of devices could both be opened, or
+            neighbours do not come in pairs.
     """
 
-    committee: Annotated[tuple[SumOpener, ...], msgspec.Meta(min_length=1, max_length=255)]
-    threshold: Annotated[int, msgspec.Meta(ge=1, le=255)]
-    """t: members that open; ``2 t > m + max_corrupt``."""
-    max_corrupt: Annotated[int, msgspec.Meta(ge=0, le=254)] = 0
-    """c: members that may conspire with the coordinator."""
-    num_neighbours: Annotated[int, msgspec.Meta(ge=2, le=4096)] = 64
-    """k: with how many others each device has masks; everybody with everybody in a cohort of up to k + 1."""
-    directory: BlobRef
+    committee: Annotated[tuple[SumOpener, ...], msgspec.Meta(min_length=3, max_length=255)]
+    threshold: Annotated[int, msgspec.Meta(ge=2, le=255)]
+    """t: members that open; ``2 t > m + c``, where c, the members that may conspire with the coordinator, is a third of m."""
+    num_neighbours: Annotated[int, msgspec.Meta(ge=2, le=2000)] = 64
+    """k, even: with how many others each device has masks; everybody with everybody in a cohort of up to 64."""
+    directory: BlobRef | None = None
     """The key directory that the keys of devices and committee stand in."""
 
     def __post_init__(self) -> None:
-        check_openers(self.committee, fewest=1)
-        if not self.threshold <= len(self.committee) or 2 * self.threshold <= len(self.committee) + self.max_corrupt:
+        check_openers(self.committee, fewest=_MIN_COMMITTEE)
+        least = committee_threshold(len(self.committee))
+        if not least <= self.threshold <= len(self.committee):
             raise ValueError(
-                f"a committee of {len(self.committee)} of which {self.max_corrupt} may conspire needs a threshold above "
-                f"{(len(self.committee) + self.max_corrupt) / 2:g} and at most {len(self.committee)}, not {self.threshold}"
+                f"a committee of {len(self.committee)}, a third of which may conspire, needs a threshold of {least} to "
+                f"{len(self.committee)}, not {self.threshold}"
             )
+        if self.num_neighbours % 2:
+            raise ValueError(f"num_neighbours must be even, not {self.num_neighbours}")
 
     @property
     def openers(self) -> tuple[SumOpener, ...]:
         """Everybody that holds a part."""
         return self.committee
+
+
+def committee_threshold(num_members: int) -> int:
+    """The smallest threshold that keeps two lists of a round from both being opened, a third being corrupt: 22 of 32."""
+    return (num_members + num_members // 3) // 2 + 1
 
 
 class EncryptedSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="by", tag="he"):

@@ -8,6 +8,7 @@ import numpy as np
 
 from secure_sum.errors import SecureSumError
 from secure_sum.helper_shares import SealingOrder, read_seeds, seal_to_helpers
+from secure_sum.mask_graph import MaskGraph
 from secure_sum.openings import (
     HelperAsk,
     KeyAsk,
@@ -21,8 +22,11 @@ from secure_sum.openings import (
     encode_order,
     encode_result,
 )
+from secure_sum.pairwise_masks import MaskSecrets, decode_packet, make_packets
+from secure_sum.round_roster import decode_roster, encode_roster
 from secure_sum.sealed_box import make_box_key
 from secure_sum.sealed_update import SealedUpdate, decode_sealed_update, encode_sealed_update
+from secure_sum.shamir import decode_share
 from simulators.trials.decoders import Decoder
 
 __all__ = ["sealed_decoders"]
@@ -46,6 +50,9 @@ def sealed_decoders() -> list[Decoder]:
         _one("opening order", lambda data: decode_order(data, max_bytes=_MAX_BYTES), orders, decode_order),
         _one("opening result", lambda data: decode_result(data, max_bytes=_MAX_BYTES), (result,), decode_result),
         _one("helper's seeds", read_seeds, (b"\x00" + _DIGEST + b"\x02" + _DIGEST,), read_seeds),
+        _one("committee packet", decode_packet, (_packet(),), decode_packet),
+        _one("committee share", decode_share, (_DIGEST,), decode_share),
+        _one("round roster", decode_roster, (encode_roster(("d1", "d2", "d10")),), decode_roster),
     ]  # fmt: skip
 
 
@@ -57,6 +64,15 @@ def _one(name: str, decode: Callable[[bytes], object], seeds: Sequence[bytes], f
 def _random_bytes(count: int) -> bytes:
     """The same bytes every time: a fuzzer's seeds can be replayed."""
     return (hashlib.sha256(b"seed").digest() * (count // 32 + 1))[:count]
+
+
+def _packet() -> bytes:
+    graph = MaskGraph(("d1", "d2", "d3"), context=_DIGEST, num_neighbours=2)
+    secrets = MaskSecrets(own=_DIGEST[:31], pairs={"d2": _DIGEST[1:], "d3": _DIGEST[1:]})
+    packets = make_packets(
+        secrets, graph=graph, num_neighbours=2, threshold=2, num_members=3, random_bytes=_random_bytes
+    )
+    return packets[0]
 
 
 def _sealed() -> SealedUpdate:

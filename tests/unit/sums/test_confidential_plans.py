@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 
+from secure_sum.committee_rules import least_threshold
 from wire_protocol.blobs import split_blob
-from wire_protocol.confidentiality import EncryptedSums, HelperSums, MaskedSums, SumOpener
+from wire_protocol.confidentiality import EncryptedSums, HelperSums, MaskedSums, SumOpener, committee_threshold
 from wire_protocol.errors import MalformedMessage
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
 from wire_protocol.privacy_spec import PrivacySpec
@@ -16,7 +17,7 @@ PRIVACY = PrivacySpec(
 BLOB = split_blob(bytes(2048), piece_bytes=1024).ref
 WAYS = (
     HelperSums(helpers=OPENERS[:3], directory=BLOB),
-    MaskedSums(committee=OPENERS, threshold=4, max_corrupt=2, directory=BLOB),
+    MaskedSums(committee=OPENERS, threshold=4, directory=BLOB),
     EncryptedSums(key_authority=OPENERS[0], public_context=BLOB, directory=BLOB),
 )
 
@@ -76,10 +77,21 @@ def test_helpers_of_one_operator_are_told_from_independent_ones():
     assert run_by("", "", "c"), "who does not say who it is may be anybody"
 
 
-@pytest.mark.parametrize(("threshold", "max_corrupt"), [(2, 0), (3, 1), (6, 0)])
-def test_a_committee_that_could_open_two_lists_is_refused(threshold, max_corrupt):
-    with pytest.raises(ValueError, match="threshold"):
-        MaskedSums(committee=OPENERS, threshold=threshold, max_corrupt=max_corrupt, directory=BLOB)
+@pytest.mark.parametrize("threshold", [2, 3, 6])
+def test_a_committee_that_could_open_two_lists_is_refused(threshold):
+    with pytest.raises(ValueError, match="threshold of 4 to 5"):
+        MaskedSums(committee=OPENERS, threshold=threshold, directory=BLOB)
+
+
+def test_a_committee_of_two_and_an_odd_number_of_neighbours_are_refused():
+    with pytest.raises(ValueError, match="at least 3"):
+        MaskedSums(committee=OPENERS[:2], threshold=2, directory=BLOB)
+    with pytest.raises(ValueError, match="even"):
+        MaskedSums(committee=OPENERS, threshold=4, num_neighbours=7, directory=BLOB)
+
+
+def test_plans_and_devices_mean_the_same_threshold():
+    assert [committee_threshold(m) for m in range(3, 256)] == [least_threshold(m) for m in range(3, 256)]
 
 
 def test_a_forged_plan_is_refused_when_it_is_read():
