@@ -16,11 +16,12 @@ from dp_accounting import pld, rdp
 
 from coordinator.errors import InvalidConfig
 from wire_protocol.band_matrix import band_price
-from wire_protocol.privacy_spec import GaussianEvent, LaplaceEvent, PrivacySpec
+from wire_protocol.geometric_price import geometric_rdp
+from wire_protocol.privacy_spec import GaussianEvent, GeometricEvent, LaplaceEvent, PrivacySpec
 
 __all__ = ["PrivacyForecast", "calibrate", "claimed_epsilon", "forecast"]
 
-_TOLERANCE: Final = 1e-4
+_TOLERANCE: Final = 1e-6
 _BRACKET_FACTOR: Final = 2.5
 
 
@@ -63,7 +64,11 @@ def claimed_epsilon(spec: PrivacySpec, num_rounds: int) -> float:
     """
     if num_rounds < 1:
         raise InvalidConfig(f"a claim needs at least one round, not {num_rounds}")
-    by_rdp = _epsilon(rdp.RdpAccountant(), _rounds_event(spec, num_rounds), spec.target_delta)
+    event = spec.event(1)
+    if isinstance(event, GeometricEvent):
+        by_rdp = _geometric_epsilon(event, spec.num_participations(num_rounds), spec.target_delta)
+    else:
+        by_rdp = _epsilon(rdp.RdpAccountant(), _rounds_event(spec, num_rounds), spec.target_delta)
     return min(by_rdp, num_rounds / spec.noise_multiplier) if spec.clipping == "l1" else by_rdp
 
 
@@ -89,10 +94,12 @@ def calibrate(spec: PrivacySpec) -> PrivacySpec:
         bracket_interval=dp_accounting.ExplicitBracketInterval(enough / _BRACKET_FACTOR, enough),
         tol=_TOLERANCE * enough,
     )
-    # A root found to a tolerance may lie on the wrong side of the target.
-    while _epsilon(rdp.RdpAccountant(), event(found + step), spec.target_delta) > spec.target_epsilon:
-        step += _TOLERANCE * enough
-    return msgspec.structs.replace(spec, noise_multiplier=found + step)
+    # A root found to a tolerance may lie on the wrong side of the target; that of geometric noise is a hair beyond.
+    while claimed_epsilon(made := msgspec.structs.replace(spec, noise_multiplier=found + step), spec.num_rounds) > (
+        spec.target_epsilon
+    ):
+        step = 2.0 * step + _TOLERANCE * enough
+    return made
 
 
 def _enough(spec: PrivacySpec) -> float:
@@ -104,7 +111,7 @@ def _enough(spec: PrivacySpec) -> float:
             # rho-zCDP gives epsilon = rho + 2 sqrt(rho log(1/delta)); rho = T / (2 z^2)
             root_rho = math.sqrt(log_delta + epsilon) - math.sqrt(log_delta)
             return math.sqrt(band_price(spec.num_bands) * num_releases / 2.0) / root_rho
-        case LaplaceEvent():
+        case LaplaceEvent() | GeometricEvent():
             # Half as much again: finite orders do not quite reach the pure epsilon.
             return 1.5 * num_releases / epsilon
         case _:
@@ -123,6 +130,17 @@ def _event(noise: str, noise_multiplier: float) -> dp_accounting.DpEvent:
     if noise in {"laplace", "geometric"}:
         return dp_accounting.LaplaceDpEvent(noise_multiplier)
     raise InvalidConfig(f"dp-accounting has no price for {noise} noise; use discrete_gaussian")
+
+
+def _geometric_epsilon(event: GeometricEvent, num_releases: int, delta: float) -> float:
+    """By the exact RDP of geometric noise, for which dp-accounting has no event; the conversion is dp-accounting's."""
+    orders = rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS
+    costs = [
+        num_releases
+        * geometric_rdp(alpha, noise_multiplier=event.noise_multiplier, sensitivity_units=event.sensitivity_units)
+        for alpha in orders
+    ]
+    return float(rdp.rdp_privacy_accountant.compute_epsilon(orders, costs, delta)[0])
 
 
 def _epsilon(accountant: dp_accounting.PrivacyAccountant, event: dp_accounting.DpEvent, delta: float) -> float:

@@ -4,7 +4,6 @@ import dataclasses
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -12,7 +11,9 @@ import msgspec
 
 from broker_link.errors import LinkError
 from coordinator.errors import CoordinatorError
-from flockwise.fleet_options import STARTED_FOR_THE_RUN, broker_with_login, certificate, fleet_options, roster_in_force
+from flockwise.fleet_options import STARTED_FOR_THE_RUN, broker_with_login, certificate, roster_in_force
+from flockwise.query_options import bounds_options, question_options
+from flockwise.query_rehearsal import read_values, rehearse
 from flockwise.reporting import one_line_errors, print_json
 from wire_protocol.errors import WireError
 from wire_protocol.query import Query
@@ -41,48 +42,9 @@ def query() -> None:
     """
 
 
-def _question_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every question."""
-    options = (
-        click.option("--name", required=True, help="The question's name: a device answers it once per period."),
-        click.option("--period", required=True, help="What the answer is for, such as 2026-11; part of its name."),
-        click.option(
-            "--of", "of", default="num_examples", show_default=True,
-            type=click.Choice(["num_examples", "input_mean", "label_mean", "class_share"]),
-            help="The device's one value: how many examples it has; their mean input or label; the share of a class.",
-        ),
-        click.option(
-            "--column", type=click.IntRange(0), default=0, show_default=True, help="Of inputs or labels; or the class."
-        ),
-        click.option("--epsilon", type=float, required=True, help="What the answer costs each device."),
-        click.option(
-            "--min-contributors", type=int, required=True, help="With fewer answers there is none. At least 2."
-        ),
-        click.option(
-            "--max-devices", type=click.IntRange(1), default=10_000, show_default=True, help="Ask no more than these."
-        ),
-        click.option(
-            "--selection-timeout-s", type=float, default=60.0, show_default=True,
-            help="How long devices may take to come, unless --max-devices are there sooner.",
-        ),
-        click.option("--report-timeout-s", type=float, default=600.0, show_default=True),
-        click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
-        click.option("--dry-run", is_flag=True, help="Check the question, say what it costs, and ask nobody."),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return fleet_options(command)
-
-
-def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The bounds of a value."""
-    command = click.option("--high", type=float, required=True, help="Largest value that counts.")(command)
-    return click.option("--low", type=float, required=True, help="Smallest value that counts.")(command)
-
-
 @query.command()
-@_bounds
-@_question_options
+@bounds_options
+@question_options
 @_errors_in_one_line
 def count(*, low: float, high: float, **options: Any) -> None:
     """How many devices have a value within the bounds.
@@ -96,8 +58,8 @@ def count(*, low: float, high: float, **options: Any) -> None:
 
 
 @query.command()
-@_bounds
-@_question_options
+@bounds_options
+@question_options
 @_errors_in_one_line
 def mean(*, low: float, high: float, **options: Any) -> None:
     """The mean of the devices' values, each clamped to the bounds; and how many devices have one.
@@ -112,7 +74,7 @@ def mean(*, low: float, high: float, **options: Any) -> None:
 
 @query.command()
 @click.option("--edges", required=True, help="Rising edges of the bins: 0,10,20,40. Values outside are not counted.")
-@_question_options
+@question_options
 @_errors_in_one_line
 def histogram(*, edges: str, **options: Any) -> None:
     """How many devices have a value in each bin.
@@ -130,13 +92,13 @@ def histogram(*, edges: str, **options: Any) -> None:
 
 
 @query.command()
-@_bounds
+@bounds_options
 @click.option("--bins", type=int, default=256, show_default=True, help="Fineness: a power of 2.")
 @click.option(
     "--quantile", "probabilities", type=click.FloatRange(0, 1, min_open=True, max_open=True), multiple=True,
     default=(0.25, 0.5, 0.75), show_default=True, help="Which; may be given again. More of them cost nothing.",
 )  # fmt: skip
-@_question_options
+@question_options
 @_errors_in_one_line
 def quantiles(*, low: float, high: float, bins: int, probabilities: tuple[float, ...], **options: Any) -> None:
     """Quantiles of the devices' values, each clamped to the bounds.
@@ -159,10 +121,13 @@ def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **as
         period=options["period"],
         of=options["of"],
         column=options["column"],
+        mode=options["mode"],
         epsilon=options["epsilon"],
         min_contributors=options["min_contributors"],
         **asked,
     )
+    if options["rehearse"] is not None:
+        return _rehearse(options, question, probabilities)
     config = _config(options, question)
     check_query_round(question, config.policy)
     check_broker_choice(options["broker"])
@@ -174,16 +139,34 @@ def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **as
         print_json(_price(question) | {"is_answered": asked_once.known is not None})
         return 0
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     if asked_once.known is not None:
         outcome = asked_once.ask(config, stop=stop)
     else:
         with sole_coordinator(options["state_dir"], config.population), broker_at(broker) as url:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
             outcome = asked_once.ask(dataclasses.replace(config, broker_url=url), stop=stop)
     if outcome.answer is None:
         return _no_answer(outcome.abandon_reason, question) if outcome.is_over else _STOPPED
-    _show(_read_again(outcome.answer, probabilities), as_json=options["as_json"], was_known=outcome.was_known)
+    origin = "answered before" if outcome.was_known else "answered"
+    _show(_read_again(outcome.answer, probabilities), as_json=options["as_json"], origin=origin)
+    return 0
+
+
+def _rehearse(options: dict[str, Any], question: Query, probabilities: tuple[float, ...]) -> int:
+    values = read_values(options["rehearse"])
+    if options["dry_run"]:
+        print_json(_price(question) | {"would_ask": False, "num_virtual_devices": len(values)})
+        return 0
+    answer = rehearse(question, values)
+    if answer is None:
+        click.echo(
+            f"no answer: of {len(values)} devices fewer than {question.min_contributors} answered; with fewer there is "
+            "none. Owners who have said nothing refuse an epsilon above 3.3",
+            err=True,
+        )
+        return _SUPPRESSED
+    _show(_read_again(answer, probabilities), as_json=options["as_json"], origin="rehearsed")
     return 0
 
 
@@ -239,14 +222,15 @@ def _no_answer(reason: str | None, question: Query) -> int:
     return _SUPPRESSED
 
 
-def _show(answer: QueryAnswer, *, as_json: bool, was_known: bool) -> None:
+def _show(answer: QueryAnswer, *, as_json: bool, origin: str) -> None:
+    """Prints an answer. Origin: ``answered``, ``answered before`` or ``rehearsed``."""
     if as_json:
-        print_json(msgspec.to_builtins(answer) | {"was_known": was_known})
+        print_json(msgspec.to_builtins(answer) | {"origin": origin})
         return
     asked = answer.query
     click.echo(
         f"{asked.name} ({asked.period}): {asked.kind} of {asked.of} over {answer.num_reports} devices, "
-        f"epsilon {asked.epsilon:g}{', answered before' if was_known else ''}"
+        f"epsilon {asked.epsilon:g}, {origin}"
     )
     for estimate in answer.estimates:
         click.echo(f"  {estimate.name:>20s} {estimate.value:12.4g}  ({estimate.low:.4g} to {estimate.high:.4g})")

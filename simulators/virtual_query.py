@@ -3,6 +3,9 @@
 import random
 from collections.abc import Mapping, Sequence
 
+import msgspec
+import numpy as np
+
 from coordinator.aggregation import ServerState
 from coordinator.fleet import FleetCoordinator
 from coordinator.privacy_budget import RoundBudget
@@ -13,14 +16,14 @@ from coordinator.round_loop import RoundLoop, RoundSchedule
 from coordinator.round_policy import RoundPolicy
 from edge_client.linear_trainer import LinearTrainer
 from edge_client.privacy.rules import PrivacyRules
-from edge_client.training import Examples
+from edge_client.training import ArrayExamples, Examples
 from simulators.virtual_fleet import BadWorld, VirtualFleet
 from simulators.virtual_run import VirtualDriver
 from simulators.virtual_time import VirtualTime
 from wire_protocol.query import Query
 from wire_protocol.query_answer import QueryAnswer
 
-__all__ = ["ask_virtual_fleet"]
+__all__ = ["ask_virtual_fleet", "rehearse_query"]
 
 
 class _Forget:
@@ -80,3 +83,25 @@ def ask_virtual_fleet(
     driver.drive(loop)
     time.run(until=lambda: loop.is_done, limit_s=86400.0)
     return answer_in(loop.state, query, probabilities=probabilities) if loop.num_commits else None
+
+
+def rehearse_query(query: Query, values: Sequence[float | None]) -> QueryAnswer | None:
+    """Asks a fleet whose devices hold these values, in a world in which nothing goes wrong.
+
+    Args:
+        query: The question; ``of`` and ``column`` play no part, for the values are given.
+        values: One per device; None for a device without one.
+
+    Returns:
+        The answer to ``query``; None if there are fewer devices than ``query.min_contributors``.
+    """
+    asked = msgspec.structs.replace(query, of="input_mean", column=0)
+    examples = {f"device-{index}": _one_value(value) for index, value in enumerate(values)}
+    answer = ask_virtual_fleet(asked, examples, world=BadWorld())
+    return None if answer is None else msgspec.structs.replace(answer, query=query)
+
+
+def _one_value(value: float | None) -> ArrayExamples:
+    """One example whose only input is the value; no example if there is none."""
+    x = np.array([] if value is None else [value], np.float32).reshape(-1, 1)
+    return ArrayExamples(x=x, y=np.zeros(len(x), np.int32))

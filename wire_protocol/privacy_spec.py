@@ -28,6 +28,7 @@ __all__ = [
     "MAX_SHARE_STDDEV_UNITS",
     "MIN_SHARE_STDDEV_UNITS",
     "GaussianEvent",
+    "GeometricEvent",
     "LaplaceEvent",
     "PrivacyEvent",
     "PrivacySpec",
@@ -73,12 +74,21 @@ class SkellamEvent:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LaplaceEvent:
-    """Laplace or two-sided geometric noise of scale ``noise_multiplier`` times the L1 sensitivity: pure epsilon."""
+    """Laplace noise of scale ``noise_multiplier`` times the L1 sensitivity: pure epsilon."""
 
     noise_multiplier: float
 
 
-PrivacyEvent: TypeAlias = GaussianEvent | SkellamEvent | LaplaceEvent
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GeometricEvent:
+    """Two-sided geometric noise of that scale on integers: the same pure epsilon, a little more at delta above 0."""
+
+    noise_multiplier: float
+    sensitivity_units: int
+    """Grid units of the L1 sensitivity, or fewer: a coarser grid costs more."""
+
+
+PrivacyEvent: TypeAlias = GaussianEvent | SkellamEvent | LaplaceEvent | GeometricEvent
 """What one round costs each device, for an accountant to price."""
 
 
@@ -201,8 +211,11 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def event(self, num_parameters: int) -> PrivacyEvent:
         """What taking part once costs, by the sensitivity that follows from the clip."""
         match self.noise:
-            case "laplace" | "geometric":
+            case "laplace":
                 return LaplaceEvent(noise_multiplier=self.noise_multiplier)
+            case "geometric":
+                # Of the clip and not of what rounding adds to it: at most a little too dear, and the same for all sizes.
+                return GeometricEvent(noise_multiplier=self.noise_multiplier, sensitivity_units=self.clip_units)
             case "skellam":
                 l2 = self.sensitivity_units(num_parameters)
                 return SkellamEvent(

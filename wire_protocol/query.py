@@ -10,8 +10,9 @@ whose L1 norm is at most 1, so that the sensitivity of the sum follows from the 
 | ``histogram`` | 1 in the value's bin | bins |
 | ``quantiles`` | 1/L at each of the L nodes of a dyadic tree that hold the value's bin | 2 B - 2 |
 
-A device without such a value contributes zeros. The sum gets two-sided geometric noise in shares (``PrivacySpec``,
-mode ``distributed``): the answer is epsilon-differentially private with delta 0.
+A device without such a value contributes zeros. Noise is two-sided geometric, Laplace's on integers: in mode
+``distributed`` the sum has it, in shares; in mode ``local`` each device's vector has all of it, and hides the device from
+everybody. The answer is epsilon-differentially private with delta 0.
 """
 
 import bisect
@@ -27,9 +28,10 @@ from wire_protocol.dyadic_tree import num_nodes, path_to
 from wire_protocol.identifiers import IDENTIFIER_PATTERN, checked_identifier
 from wire_protocol.privacy_spec import PrivacySpec, rounded_l1_bound
 
-__all__ = ["MAX_CELLS", "Quantity", "Query", "QueryKind", "contribution"]
+__all__ = ["MAX_CELLS", "Quantity", "Query", "QueryKind", "QueryMode", "contribution"]
 
 QueryKind: TypeAlias = Literal["count", "mean", "histogram", "quantiles"]
+QueryMode: TypeAlias = Literal["distributed", "local"]
 Quantity: TypeAlias = Literal["num_examples", "input_mean", "label_mean", "class_share"]
 """The one value of a device: how many examples it has; over them the mean of column ``column`` of the inputs (as a flat
 vector) or of the labels; the share of the examples whose class is ``column``."""
@@ -68,6 +70,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What the answer costs each device."""
     min_contributors: Annotated[int, msgspec.Meta(ge=2, le=1_000_000)]
     """n_min: with fewer answers there is none."""
+    mode: QueryMode = "distributed"
+    """Who has the noise: the sum, or each device's answer."""
 
     def __post_init__(self) -> None:
         checked_identifier(self.name, kind="query name")
@@ -127,9 +131,9 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 return whole
 
     def privacy_spec(self) -> PrivacySpec:
-        """The mechanism: L1 norm 1, geometric noise of scale ``1 / epsilon`` sensitivities, in shares, for one round."""
+        """The mechanism: L1 norm 1, geometric noise of scale ``1 / epsilon`` sensitivities, for one round."""
         return PrivacySpec(
-            mode="distributed",
+            mode=self.mode,
             clipping="l1",
             clipping_norm=1.0,
             noise="geometric",

@@ -1,7 +1,7 @@
 """From the noisy sum to the answer, with error bars. Post-processing: nothing here costs privacy, or knows any data.
 
 An error bar covers the **noise** with at least 95 % (each number for itself), not how well these devices stand for
-others. With n reports where n_min were needed the noise's variance is n / n_min times as large.
+others. With n reports where n_min were needed the noise's variance is n / n_min times as large; in local mode n times.
 """
 
 import itertools
@@ -19,7 +19,8 @@ from wire_protocol.query import Query
 __all__ = ["Estimate", "QueryAnswer", "answer_query"]
 
 _LOG_ODDS: Final = math.log(20.0)
-"""P(|X| > t) <= exp(-t / scale) for two-sided geometric X: 95 % lie within ``ln 20`` scales."""
+"""P(|X| > t) <= exp(-t / scale) for two-sided geometric X: 95 % lie within ``ln 20`` scales, 2.1 standard deviations;
+more of a sum of several, which is nearer to a Gaussian."""
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +69,7 @@ def answer_query(
         raise ValueError(f"probabilities must be between 0 and 1, not {tuple(probabilities)}")
     spec = query.privacy_spec()
     scale = spec.sum_noise_units(query.num_cells) / query.device_units
-    growth = math.sqrt(num_reports / spec.honest_contributors)
+    growth = math.sqrt(num_reports / (spec.honest_contributors if query.mode == "distributed" else 1))
     stddev = _geometric_stddev(spec.sum_noise_units(query.num_cells)) / query.device_units * growth
     counts = np.asarray(noisy_sum, np.float64) / query.device_units
     margin = _LOG_ODDS * scale * growth

@@ -12,7 +12,8 @@ import dataclasses
 import math
 from typing import Final
 
-from wire_protocol.privacy_spec import GaussianEvent, LaplaceEvent, PrivacyEvent, SkellamEvent
+from wire_protocol.geometric_price import geometric_rdp
+from wire_protocol.privacy_spec import GaussianEvent, GeometricEvent, LaplaceEvent, PrivacyEvent, SkellamEvent
 
 __all__ = [
     "RDP_ORDERS",
@@ -80,8 +81,8 @@ def cost_of(event: PrivacyEvent) -> Cost:
     """The price of one release.
 
     Gaussian and discrete Gaussian: ``alpha / (2 z^2)`` (Mironov 2017, corollary 3; Canonne, Kamath, Steinke 2020,
-    theorem 4). Laplace and two-sided geometric: Mironov 2017, proposition 6, of scale z sensitivities. Skellam:
-    Agarwal, Kairouz, Liu 2021, theorem 3.5.
+    theorem 4). Laplace: Mironov 2017, proposition 6, of scale z sensitivities. Two-sided geometric: `geometric_rdp`.
+    Skellam: Agarwal, Kairouz, Liu 2021, theorem 3.5.
     """
     pure = math.inf
     match event:
@@ -90,6 +91,9 @@ def cost_of(event: PrivacyEvent) -> Cost:
             return Cost(rdp=_rounded_up(rdp), mu_squared=1.0 / (z * z), is_exact=not is_discrete, pure_epsilon=pure)
         case LaplaceEvent(noise_multiplier=scale):
             rdp = [_laplace_rdp(alpha, scale) for alpha in RDP_ORDERS]
+            pure = 1.0 / scale
+        case GeometricEvent(noise_multiplier=scale, sensitivity_units=units):
+            rdp = [geometric_rdp(alpha, noise_multiplier=scale, sensitivity_units=units) for alpha in RDP_ORDERS]
             pure = 1.0 / scale
         case SkellamEvent(variance_units=variance, l2_units=l2, l1_units=l1):
             rdp = [_skellam_rdp(alpha, variance, l1, l2) for alpha in RDP_ORDERS]

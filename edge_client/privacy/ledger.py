@@ -31,7 +31,7 @@ from edge_client.atomic_files import write_atomically
 from edge_client.errors import BudgetExceeded, LedgerDamaged, StorageError
 from edge_client.privacy.accountant import cost_of, epsilon_of, no_cost
 from edge_client.privacy.rules import PrivacyBudget
-from wire_protocol.privacy_spec import GaussianEvent, LaplaceEvent, PrivacyEvent, SkellamEvent
+from wire_protocol.privacy_spec import GaussianEvent, GeometricEvent, LaplaceEvent, PrivacyEvent, SkellamEvent
 
 __all__ = ["LedgerEntry", "PrivacyLedger"]
 
@@ -312,7 +312,7 @@ def _checked_payload(release_id: str, payload: bytes | None, digest: bytes) -> b
     return payload
 
 
-_EVENTS: Final = {kind.__name__: kind for kind in (GaussianEvent, LaplaceEvent, SkellamEvent)}
+_EVENTS: Final = {kind.__name__: kind for kind in (GaussianEvent, GeometricEvent, LaplaceEvent, SkellamEvent)}
 
 
 def _encode_event(event: PrivacyEvent) -> str:

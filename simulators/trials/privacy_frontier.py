@@ -1,8 +1,8 @@
 """Accuracy against epsilon: a linear head on fixed features, every device in every round, no amplification claimed.
 
 The fast path of this trial computes all devices' model deltas with a few matrix products. From there on an update goes
-the device's own way: `clip_and_round` for each, integers added modulo 2^32. Of the noise the *sum* of the shares is
-drawn from the device's own tables: a sum of discrete Gaussian shares is one discrete Gaussian of the summed variance, to
+the device's own way: `clip_and_round` for each, integers added modulo 2^32. Of the noise the *sum* of the shares (in
+local mode of the whole noises) is drawn, from the same tables: a sum of discrete Gaussian shares is one discrete Gaussian of the summed variance, to
 1e-1000 (`wire_protocol.privacy_spec`). `tests/privacy/test_frontier.py` holds the fast path against devices one by one.
 
 Before the first round one more sum is released, of features and their squares, so that features can be centred and
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.privacy.accountant import cost_of, epsilon_of, no_cost
-from edge_client.privacy.integer_update import clip_and_round, noise_vector
-from integer_noise.noise_tables import discrete_gaussian_table
+from edge_client.privacy.integer_update import clip_and_round
 from integer_noise.secure_random import SecureRandom
+from integer_noise.wide_gaussian import sample_discrete_gaussian
 from wire_protocol.integer_updates import decode_sum
 from wire_protocol.privacy_spec import MAX_SHARE_STDDEV_UNITS, GaussianEvent, PrivacySpec
 
@@ -152,19 +152,8 @@ def private_mean(chunks: Iterator[_Floats], spec: PrivacySpec, *, num_devices: i
 
 
 def _summed_noise(size: int, spec: PrivacySpec, num_devices: int, random: SecureRandom) -> npt.NDArray[np.int64]:
-    """[size] the noise of all devices together, as few shares of the largest size that a table holds."""
-    if spec.mode == "local":
-        noise = np.zeros(size, np.int64)
-        for _ in range(num_devices):
-            noise += noise_vector(size, spec, random)
-        return noise
-    variance = num_devices * spec.share_stddev_units(size) ** 2
-    num_shares = math.ceil(variance / MAX_SHARE_STDDEV_UNITS**2)
-    table = discrete_gaussian_table(math.sqrt(variance / num_shares))
-    summed: npt.NDArray[np.int64] = sum(
-        (table.sample(size, random) for _ in range(num_shares)), start=np.zeros(size, np.int64)
-    )
-    return summed
+    """[size] the noise of all devices together: one discrete Gaussian of the summed variance."""
+    return sample_discrete_gaussian(math.sqrt(num_devices) * spec.share_stddev_units(size), size, random)
 
 
 def _chunks(model: _Floats, x: _Floats, y: npt.NDArray[np.int32]) -> Iterator[_Floats]:

@@ -20,7 +20,12 @@ def _spec(**changes):
 
 @pytest.mark.parametrize(
     ("z", "rounds", "by_rdp", "by_pld"),
-    [(10.0, 25, 2.1657, 1.99309), (1.0, 1, 4.7285, 4.3772), (4.0, 1, 1.0126, 0.9263)],
+    [
+        (10.0, 25, 2.1657, 1.99309),
+        (0.7, 2, 10.8602036, 10.1224946),
+        (1.0, 1, 4.7285, 4.3772),
+        (4.0, 1, 1.0126, 0.9263),
+    ],
 )
 def test_a_forecast_is_what_is_published_to_the_digits_given(z, rounds, by_rdp, by_pld):
     made = forecast(_spec(noise_multiplier=z), rounds)
@@ -38,7 +43,7 @@ def test_laplace_rounds_are_priced_as_published():
 @pytest.mark.parametrize(("epsilon", "z"), [(0.5, 38.337), (1.0, 20.227), (2.0, 10.746), (4.0, 5.788), (8.0, 3.188)])
 def test_noise_is_calibrated_to_the_published_values_and_keeps_the_target(epsilon, z):
     spec = calibrate(_spec(target_epsilon=epsilon))
-    assert spec.noise_multiplier == pytest.approx(z, rel=2e-3)
+    assert spec.noise_multiplier == pytest.approx(z, abs=5.01e-4)
     assert forecast(spec, 25).epsilon_by_rdp <= epsilon
     assert forecast(spec, 26).epsilon_by_rdp > epsilon
 

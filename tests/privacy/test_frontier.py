@@ -9,6 +9,7 @@ from coordinator.aggregation_spec import AggregationSpec
 from coordinator.numpy_mean import NumpyMeanAggregator
 from coordinator.private_sum import PrivateSumAggregator
 from edge_client.linear_trainer import LinearTrainer
+from edge_client.privacy.integer_update import noise_vector
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.release_desk import ReleaseDesk
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
@@ -87,12 +88,16 @@ def test_the_fast_path_moves_the_model_as_a_round_of_devices_does():
     np.testing.assert_allclose(fast, moved, atol=tolerance)
 
 
-def test_the_noise_that_is_drawn_at_once_is_that_of_all_shares():
-    spec = msgspec.structs.replace(SPEC, noise_multiplier=20.0, min_contributors=400)
-    size = 4000
-    drawn = privacy_frontier._summed_noise(size, spec, 400, SecureRandom())
+@pytest.mark.parametrize("mode", ["distributed", "local"])
+def test_the_noise_that_is_drawn_at_once_is_that_of_all_devices(mode):
+    changes = {"mode": mode, "noise_multiplier": 20.0, "min_contributors": 400, "grid_bits": 10}
+    spec, size = msgspec.structs.replace(SPEC, **changes), 4000
+    at_once = privacy_frontier._summed_noise(size, spec, 400, SecureRandom())
+    one_by_one = sum(noise_vector(size, spec, SecureRandom()) for _ in range(400))
+    wanted = spec.sum_noise_units(size) * (20.0 if mode == "local" else 1.0)
     # 4,000 draws: six standard errors of a standard deviation are 6.7 %.
-    assert drawn.std() == pytest.approx(spec.sum_noise_units(size), rel=0.067)
+    assert at_once.std() == pytest.approx(wanted, rel=0.067)
+    assert one_by_one.std() == pytest.approx(wanted, rel=0.067)
 
 
 def test_a_frontier_case_learns_and_keeps_to_its_target():

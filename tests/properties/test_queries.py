@@ -114,9 +114,10 @@ def test_negative_bins_are_summed_before_anything_is_cut():
     assert np.maximum(counts, 0).sum() == 700
 
 
+@pytest.mark.parametrize("mode", ["distributed", "local"])
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_error_bars_hold_the_exact_count_nineteen_times_in_twenty(kind):
-    query = _query(kind, min_contributors=8, **({"num_bins": 8} if kind == "quantiles" else {}))
+def test_error_bars_hold_the_exact_count_nineteen_times_in_twenty(kind, mode):
+    query = _query(kind, min_contributors=8, mode=mode, **({"num_bins": 8} if kind == "quantiles" else {}))
     values = np.linspace(1.0, 39.0, 8)
     exact = answer_query(query, _exact_sum(query, values), num_reports=8)
     spec, hits, total = query.privacy_spec(), 0, 0
@@ -143,6 +144,17 @@ def test_the_noise_of_the_least_cohort_is_two_sided_geometric_of_the_epsilon_tha
         expected = np.exp(-scales)
         # Six standard errors of a share of 4,000.
         assert (np.abs(sums) > scales * scale).mean() == pytest.approx(expected, abs=6 * np.sqrt(expected / 4000))
+
+
+def test_in_local_mode_every_answer_has_the_whole_noise_by_itself():
+    query, random = _query(epsilon=1.0, mode="local", min_contributors=50), SecureRandom()
+    spec, value = query.privacy_spec(), contribution(_query(), 15.0)
+    scale = spec.sum_noise_units(1)
+    said = np.array([make_integer_update(value, spec, random)[0] for _ in range(2000)]).view(np.int32) - 256
+    # Six standard errors of a share of 2,000. A share of the noise of 50 would be next to nothing.
+    assert (np.abs(said) > scale).mean() == pytest.approx(np.exp(-1.0), abs=6 * np.sqrt(np.exp(-1.0) / 2000))
+    shared = answer_query(_query(min_contributors=50), [0], num_reports=50).noise_stddev
+    assert answer_query(query, [0], num_reports=50).noise_stddev == pytest.approx(shared * np.sqrt(50))
 
 
 def test_with_too_few_answers_there_is_none():

@@ -12,6 +12,7 @@ from edge_client.errors import BudgetExceeded, ExampleMismatch, PrivacyRefused
 from edge_client.events import TrainingFailed, TrainingFinished
 from edge_client.linear_trainer import LinearTrainer
 from edge_client.local_answer import local_value
+from edge_client.privacy.accountant import cost_of, epsilon_of
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.let_out import let_out
 from edge_client.privacy.release_desk import ReleaseDesk
@@ -19,11 +20,12 @@ from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from edge_client.run_job import run_job
 from edge_client.training import ArrayExamples, TrainingJob, withdrawal_reason
 from simulators.virtual_fleet import BadNetwork, BadWorld
-from simulators.virtual_query import ask_virtual_fleet
+from simulators.virtual_query import ask_virtual_fleet, rehearse_query
 from simulators.virtual_run import linear_task
 from wire_protocol.integer_updates import decode_integer_update
 from wire_protocol.messages import RoundKind, WithdrawalReason
 from wire_protocol.plan import decode_plan, encode_plan
+from wire_protocol.privacy_spec import GaussianEvent, GeometricEvent, PrivacySpec
 from wire_protocol.private_reports import PRIVATE_METRICS
 from wire_protocol.query import Query
 
@@ -91,6 +93,33 @@ def test_owners_who_allow_no_queries_are_not_in_the_answer():
         _desk(rules).check(_job(_query()))
 
 
+def test_owners_who_trust_no_coordinator_answer_in_local_mode_alone():
+    rules = PrivacyRules(budget=PrivacyBudget(epsilon=2.0), modes=frozenset({"local"}))
+    values, examples = _fleet(30)
+    assert ask_virtual_fleet(_query(), examples, world=BadWorld(), privacy=rules) is None
+    answer = ask_virtual_fleet(_query(mode="local"), examples, world=BadWorld(), privacy=rules)
+    assert answer.num_reports == 30
+    # Six standard deviations of the noise of thirty devices, each with all of it.
+    assert abs(answer.estimates[1].value - 30) < 6 * answer.noise_stddev
+    assert answer.estimates[0].low <= values.mean() + 20
+    assert answer.estimates[0].high >= values.mean() - 20
+
+
+def test_a_rehearsal_asks_a_virtual_fleet_for_the_values_that_are_given():
+    question = _query(
+        of="num_examples", kind="histogram", edges=(0.0, 10.0, 20.0, 30.0), epsilon=3.0, min_contributors=30
+    )
+    values = [5.0] * 20 + [15.0] * 10 + [99.0, None]
+    answer = rehearse_query(question, values)
+    assert answer.query == question
+    assert answer.num_reports == 32
+    # Noise of scale 1/3 device: e^-18 that it is more than 6.
+    assert [estimate.value for estimate in answer.estimates] == pytest.approx([20, 10, 0], abs=6)
+    assert rehearse_query(question, values[:29]) is None
+    # As real owners do, who have said nothing: their privacy.min_noise_multiplier is 0.3.
+    assert rehearse_query(msgspec.structs.replace(question, epsilon=4.0), values) is None
+
+
 def test_an_answer_is_integers_charged_at_the_questions_epsilon_and_says_nothing_else(tmp_path):
     path = tmp_path / "privacy.sqlite"
     said = _answer(_desk(path=path), _job(_query()), _device(21.0))
@@ -114,7 +143,34 @@ def test_a_question_is_answered_once_in_its_period_whatever_it_asks_the_second_t
     desk.check(_job(_query(period="2026-12")))
 
 
-def test_questions_and_training_share_one_budget():
+def _training_job(round_id):
+    plan = linear_task(2, 3).plan
+    spec = PrivacySpec(mode="distributed", clipping_norm=0.5, noise_multiplier=5.0, min_contributors=20, num_rounds=9,
+                       target_epsilon=9.0, grid_bits=12)  # fmt: skip
+    return TrainingJob(
+        kind=RoundKind.TRAIN, plan=msgspec.structs.replace(plan, privacy=spec), model=b"", device_id="d",
+        checkpoint=tuple(np.zeros(part.shape, np.float32) for part in plan.weights), round_id=round_id, nonce=b"t" * 16,
+    )  # fmt: skip
+
+
+def test_questions_and_training_share_one_budget(tmp_path):
+    path = tmp_path / "privacy.sqlite"
+    desk = _desk(path=path)
+    assert _answer(desk, _job(_query(name="q1")), _device(21.0)).result.private_update
+    assert _answer(desk, _training_job(1), _device(0.5)).result.private_update
+    with PrivacyLedger(path, budget=None) as ledger:
+        assert [type(entry.event) for entry in ledger.entries] == [GeometricEvent, GaussianEvent]
+        both = cost_of(ledger.entries[0].event) + cost_of(ledger.entries[1].event)
+        assert 1.0 < ledger.spent_epsilon == epsilon_of(both, 1e-5) < 2.0
+    with pytest.raises(BudgetExceeded):
+        desk.check(_job(_query(name="q2")))
+    # Dearer than a cheap question, which is still let through.
+    with pytest.raises(BudgetExceeded):
+        desk.check(_training_job(2))
+    assert _answer(desk, _job(_query(name="q2", epsilon=0.02)), _device(21.0)).result.private_update
+
+
+def test_questions_alone_share_one_budget():
     desk = _desk()
     for number in (1, 2):
         assert _answer(desk, _job(_query(name=f"q{number}")), _device(21.0)).result.private_update

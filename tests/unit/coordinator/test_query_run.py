@@ -115,3 +115,24 @@ def test_nobody_is_asked_while_another_coordinator_of_the_population_runs(tmp_pa
     assert (result.exit_code, "another coordinator of 'p'" in result.output) == (1, True), result.output
     with sole_coordinator(tmp_path / "state", "p"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("lines", "exit_code", "text"),
+    [
+        ("5\n15\n15\n\n5\n5\n", 0, '"origin": "rehearsed"'),
+        ("5\n15\n", 3, "of 2 devices fewer than 5 answered"),
+        ("5\n\nwarm\n", 2, "line 3: 'warm' is no number"),
+        ("", 2, "has 0 lines"),
+    ],
+)
+def test_a_rehearsal_says_what_a_fleet_with_these_values_would_answer_and_touches_nothing(
+    tmp_path, monkeypatch, lines, exit_code, text
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "values.txt").write_text(lines)
+    words = ("query", "count", *WORDS, "--low", "0", "--high", "9", "--rehearse", "values.txt", "--json")
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == exit_code, result.output
+    assert text in result.output
+    assert not (tmp_path / "state").exists()

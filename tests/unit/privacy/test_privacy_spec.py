@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire_protocol.privacy_spec import GaussianEvent, LaplaceEvent, PrivacySpec, SkellamEvent
+from wire_protocol.privacy_spec import GaussianEvent, GeometricEvent, LaplaceEvent, PrivacySpec, SkellamEvent
 
 
 def _spec(**changes):
@@ -68,7 +68,10 @@ def test_the_noise_follows_from_the_clip_alone(num_parameters, clip, bits):
 def test_events_name_what_an_accountant_must_price():
     assert _spec().event(10) == GaussianEvent(noise_multiplier=5.0, is_discrete=True)
     assert _spec(mode="central", noise="gaussian").event(10) == GaussianEvent(noise_multiplier=5.0, is_discrete=False)
-    assert _spec(noise="geometric", clipping="l1").event(10) == LaplaceEvent(noise_multiplier=5.0)
+    assert _spec(noise="geometric", clipping="l1").event(10) == GeometricEvent(
+        noise_multiplier=5.0, sensitivity_units=16384
+    )
+    assert _spec(mode="central", noise="laplace", clipping="l1").event(10) == LaplaceEvent(noise_multiplier=5.0)
     skellam = _spec(noise="skellam").event(10)
     assert isinstance(skellam, SkellamEvent)
     assert skellam.l1_units <= math.sqrt(10) * skellam.l2_units
