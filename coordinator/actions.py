@@ -63,6 +63,8 @@ class RoundOrder:
     kind: RoundKind
     checkpoint: bytes
     """The encoded weights that the cohort starts from."""
+    clipping_norm: float | None = None
+    """The round's clip, of a task whose clip adapts."""
     only: frozenset[str] | None = None
     """If given, the cohort is these devices, and no others."""
 

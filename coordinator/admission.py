@@ -51,7 +51,7 @@ def admit_header(report: Report, *, kind: RoundKind, plan: TrainingPlan, policy:
         raise UpdateRejected(RejectionReason.WRONG_SHAPE, f"an update is expected in a {kind.value} round alone")
     if update is not None:
         is_private = plan.privacy is not None
-        largest = max_integer_update_bytes(plan.weights) if is_private else max_encoded_bytes(plan.weights)
+        largest = max_integer_update_bytes(plan.num_update_numbers) if is_private else max_encoded_bytes(plan.weights)
         if update.num_bytes > largest:
             raise UpdateRejected(RejectionReason.OVERSIZED, f"update of {update.num_bytes} bytes")
         expected = 0 if update.num_pieces == 1 else update.num_pieces * DIGEST_BYTES
@@ -135,7 +135,7 @@ def decode_client_update(
         )
     return ClientUpdate(
         model_delta=(),
-        integers=decode_integer_update(data, plan.weights),
+        integers=decode_integer_update(data, plan.num_update_numbers),
         aggregation_weight=aggregation_weight,
         metrics=metrics,
     )

@@ -48,7 +48,7 @@ def draw_central_noise(spec: PrivacySpec, num_parameters: int, random: SecureRan
         random: A generator made for this round.
 
     Returns:
-        int64 [d], grid units (with bands: units of 1/M grid units): standard deviation (or scale)
+        int64 [d] (with a clip that adapts [d + 1]), grid units (with bands: units of 1/M grid units): standard deviation (or scale)
         ``spec.sum_noise_units(d)`` in each number, independent.
 
     Raises:
@@ -57,8 +57,9 @@ def draw_central_noise(spec: PrivacySpec, num_parameters: int, random: SecureRan
     check_central_noise(spec)
     # Of correlated noise the rows live on a finer grid.
     units = spec.sum_noise_units(num_parameters) * band_denominator(spec.num_bands)
+    count = num_parameters + spec.num_indicators
     if spec.noise == "geometric":
         # One share is the whole: the difference of two geometric variables is two-sided geometric.
         table = polya_table(units, 1)
-        return table.sample(num_parameters, random) - table.sample(num_parameters, random)
-    return sample_discrete_gaussian(units, num_parameters, random)
+        return table.sample(count, random) - table.sample(count, random)
+    return sample_discrete_gaussian(units, count, random)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from broker_link.link import Incoming, LinkEvent, LinkUp
 from coordinator.actions import Action, CohortAssigned, Publish, RoundEnded, RoundOrder, to_device
 from coordinator.admission import AdmissionPolicy
+from coordinator.assignments import Assignments
 from coordinator.blob_shelf import BlobShelf
 from coordinator.completion import CompletionHistory
 from coordinator.errors import IllegalTransition
@@ -21,11 +22,9 @@ from coordinator.round_policy import RoundPolicy
 from coordinator.round_table import MemberState, Round, RoundEvent, RoundState
 from coordinator.task_bundle import TaskBundle
 from coordinator.uploads import Uploads
-from wire_protocol.blobs import BlobRef
 from wire_protocol.errors import OversizedMessage, UnsupportedVersion, WireError
 from wire_protocol.identifiers import checked_identifier
 from wire_protocol.messages import (
-    Assignment,
     CheckIn,
     DeviceHealth,
     DeviceStatus,
@@ -60,7 +59,6 @@ _UP_TYPES: tuple[type[Message], ...] = (
     DeviceHealth,
 )
 _UP_KINDS: Mapping[str, type[Message]] = {message_kind(kind): kind for kind in _UP_TYPES}
-_CHECKPOINTS_OFFERED = 2
 _LONG_RETRY_S = (3600.0, 7200.0)
 
 
@@ -99,9 +97,7 @@ class FleetCoordinator:
         self.uploads = Uploads(budget_bytes=upload_budget_bytes)
         self.intake = ReportIntake(plan=bundle.plan, policy=admission or AdmissionPolicy(), uploads=self.uploads)
         self.num_undecodable: collections.Counter[str] = collections.Counter()
-        self._plan_ref = self.shelf.put(bundle.plan_bytes)
-        self._model_ref = self.shelf.put(bundle.model_bytes)
-        self._checkpoints: list[BlobRef] = []
+        self._assignments = Assignments(population, bundle, self.shelf)
         self._round: Round | None = None
         self._only: frozenset[str] | None = None
         self._wanted = 0
@@ -143,14 +139,16 @@ class FleetCoordinator:
         self._only = order.only
         # Fixed here: it is asked for at every check-in, and costs more than handling one.
         self._wanted = len(order.only) if order.only is not None else self._cohort_size()
-        self._offer_checkpoint(order.checkpoint)
+        self._assignments.offer(order.checkpoint, order.clipping_norm)
         return self._select(now)
 
     def remember(self, round_: Round) -> None:
         """Takes back a finished round of an earlier life, so that its devices get the same answers again."""
         self.intake.add_round(round_)
 
-    def restore_round(self, round_: Round, checkpoint: bytes, *, now: float) -> list[Action]:
+    def restore_round(
+        self, round_: Round, checkpoint: bytes, *, now: float, clipping_norm: float | None = None
+    ) -> list[Action]:
         """Goes on with a round of an earlier life, its cohort and counted reports as they were.
 
         Raises:
@@ -161,7 +159,7 @@ class FleetCoordinator:
         self._round = round_
         self._only = None
         self.intake.add_round(round_)
-        self._offer_checkpoint(checkpoint)
+        self._assignments.offer(checkpoint, clipping_norm)
         return self._settle(now)
 
     def handle(self, event: LinkEvent, *, now: float) -> list[Action]:
@@ -295,7 +293,7 @@ class FleetCoordinator:
             member = round_.cohort.get(device_id)
             if member is not None and member.state is MemberState.ASSIGNED:
                 # The assignment was lost on the way, or the device restarted: it gets the same one again.
-                return [self._assignment(round_, waiting, member.nonce, now)]
+                return [self._assignments.message(round_, waiting, member.nonce, now)]
         if not self.population.enqueue(device_id, message.nonce, now=now):
             return [self._refuse(waiting, RefusalReason.POPULATION_FULL)]
         if round_ is not None and round_.state is RoundState.SELECTING:
@@ -338,7 +336,7 @@ class FleetCoordinator:
         round_.assign(nonces, now=now, report_timeout_s=self.completion.report_timeout_s())
         self.intake.add_round(round_)
         nonces = {device_id: member.nonce for device_id, member in round_.cohort.items()}
-        assignments = [self._assignment(round_, waiting, nonces[waiting.device_id], now) for waiting in drawn]
+        assignments = [self._assignments.message(round_, waiting, nonces[waiting.device_id], now) for waiting in drawn]
         return [CohortAssigned(round=round_), *assignments]
 
     def _cohort_size(self) -> int:
@@ -367,22 +365,9 @@ class FleetCoordinator:
         return Publish(topic=population_round(self._population_name), payload=encode_message(notice))
 
     def _announcement(self) -> Publish:
-        task = TaskAnnouncement(task_id=self._bundle.task_id, plan=self._plan_ref, model=self._model_ref)
+        offer = self._assignments
+        task = TaskAnnouncement(task_id=self._bundle.task_id, plan=offer.plan, model=offer.model)
         return Publish(topic=population_task(self._population_name), payload=encode_message(task), retain=True)
-
-    def _assignment(self, round_: Round, waiting: Waiting, nonce: bytes, now: float) -> Publish:
-        message = Assignment(
-            round_id=round_.round_id,
-            nonce=nonce,
-            check_in=waiting.check_in,
-            kind=round_.kind,
-            task_id=self._bundle.task_id,
-            plan=self._plan_ref,
-            model=self._model_ref,
-            checkpoint=self._checkpoints[-1],
-            deadline_s=max(0.0, round_.deadline - now),
-        )
-        return to_device(self._population_name, waiting.device_id, message)
 
     def _refuse(self, waiting: Waiting, reason: RefusalReason) -> Publish:
         if reason in {RefusalReason.INCOMPATIBLE_CLIENT, RefusalReason.UNKNOWN_TASK}:
@@ -391,10 +376,3 @@ class FleetCoordinator:
             window_s = self.population.retry_window_s(wanted_in_s=self._last_round_s)
         message = Refusal(check_in=waiting.check_in, reason=reason, retry_min_s=window_s[0], retry_max_s=window_s[1])
         return to_device(self._population_name, waiting.device_id, message)
-
-    def _offer_checkpoint(self, checkpoint: bytes) -> None:
-        """Puts a checkpoint on the shelf; the one before stays for devices that are still fetching it."""
-        ref = self.shelf.put(checkpoint)
-        self._checkpoints = [known for known in self._checkpoints if known.sha256 != ref.sha256] + [ref]
-        while len(self._checkpoints) > _CHECKPOINTS_OFFERED:
-            self.shelf.remove(self._checkpoints.pop(0))

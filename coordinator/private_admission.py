@@ -23,7 +23,7 @@ def is_overlong(update: IntegerUpdate, spec: PrivacySpec) -> bool:
     """Whether no honest device would ever send this update.
 
     Args:
-        update: uint32 [d], one device's contribution, read as signed integers.
+        update: uint32 [d] (with a clip that adapts [d + 1]), one device's contribution, read as signed integers.
         spec: The mechanism.
     """
     if spec.mode == "central":
@@ -36,8 +36,12 @@ def is_overlong(update: IntegerUpdate, spec: PrivacySpec) -> bool:
 
 def _is_longer_than_its_clip(update: IntegerUpdate, spec: PrivacySpec) -> bool:
     """Whether an update without noise is longer than the sensitivity; in integers, without rounding."""
-    bound = spec.sensitivity_units(len(update))
-    sizes = np.abs(update.view(np.int32).astype(np.int64))
+    signed = update.view(np.int32).astype(np.int64)
+    if spec.num_indicators and abs(int(signed[-1])) != spec.indicator_units:
+        return True
+    # The bit is of one size: what is left of the sensitivity is the update's, whichever it is.
+    sizes = np.abs(signed[: len(signed) - spec.num_indicators])
+    bound = spec.update_bound_units(len(sizes))
     # First each number alone: what is left has squares whose sum stays within 64 bits.
     if len(sizes) and int(sizes.max()) > bound:
         return True

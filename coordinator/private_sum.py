@@ -19,11 +19,10 @@ from coordinator.aggregation import (
     RoundResult,
     ServerState,
 )
-from coordinator.band_history import NUM_HISTORY_LEAVES, BandHistory, empty_history, history_from
 from coordinator.central_noise import check_central_noise
 from coordinator.errors import AccumulatorClosed, EmptyRound, InvalidConfig, QuorumMissed, StateMismatch, UpdateMismatch
 from coordinator.round_policy import RoundPolicy
-from coordinator.sum_release import release_sum
+from coordinator.sum_release import SumRelease, sum_release
 from wire_protocol.integer_updates import decode_sum, split_vector
 from wire_protocol.plan import TrainingPlan
 from wire_protocol.privacy_spec import PrivacySpec
@@ -91,42 +90,41 @@ class PrivateSumAggregator:
         self._plan = plan
         self._spec = plan.privacy
         self._denominator = denominator
+        self._release = sum_release(plan, num_devices=denominator)
 
     def initialize(self, initial_weights: Tensors) -> ServerState:
         """The state before the first round."""
-        state = self._inner.initialize(initial_weights)
-        num_bands = self._spec.num_bands
-        return state if num_bands == 1 else _joined(state, empty_history(num_bands, self._plan.num_parameters))
+        return _joined(self._inner.initialize(initial_weights), self._release.first_leaves())
 
     def weights(self, state: ServerState) -> Tensors:
         """The global model in a state."""
         return self._inner.weights(self._parted(state)[0])
 
     def begin(self, state: ServerState) -> "_PrivateSum":
-        """Opens the round after the last that was committed, none abandoned between them."""
-        _, history = self._parted(state)
-        return self.begin_round(state, round_id=state.num_commits + 1 if history is None else history.round_id + 1)
+        """Opens a training round, numbered by commits: for an owner who abandons none."""
+        return self.begin_round(state, round_id=state.num_commits + 1)
 
     def begin_round(self, state: ServerState, *, round_id: int) -> "_PrivateSum":
         """Opens a training round by its number."""
-        inner_state, history = self._parted(state)
+        inner_state, leaves = self._parted(state)
         self._inner.weights(inner_state)
-        if history is not None:
-            history.check_next(round_id)
-        start = _Start(state=inner_state, history=history, round_id=round_id)
+        self._release.check(leaves, round_id)
+        start = _Start(state=inner_state, leaves=leaves, round_id=round_id, release=self._release)
         return _PrivateSum(self._inner, start, self._plan, self._spec, denominator=self._denominator)
 
     def begin_evaluation(self) -> EvaluationAccumulator:
         """Opens an evaluation round; devices refuse those of a private task."""
         return self._inner.begin_evaluation()
 
-    def _parted(self, state: ServerState) -> tuple[ServerState, BandHistory | None]:
-        """The inner aggregator's state, and what this one keeps behind it."""
-        if self._spec.num_bands == 1:
-            return state, None
-        mine, own = state.leaves[:-NUM_HISTORY_LEAVES], state.leaves[-NUM_HISTORY_LEAVES:]
-        history = history_from(own, self._spec.num_bands, self._plan.num_parameters)
-        return ServerState(num_commits=state.num_commits, num_weights=state.num_weights, leaves=mine), history
+    def _parted(self, state: ServerState) -> tuple[ServerState, tuple[Leaf, ...]]:
+        """The inner aggregator's state, and what is remembered behind it."""
+        num_inner = len(state.leaves) - self._release.num_leaves
+        if num_inner < state.num_weights:
+            raise StateMismatch("the state does not hold what this task's sums are released by")
+        inner = ServerState(
+            num_commits=state.num_commits, num_weights=state.num_weights, leaves=state.leaves[:num_inner]
+        )
+        return inner, state.leaves[num_inner:]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -135,8 +133,10 @@ class _Start:
 
     state: ServerState
     """The inner aggregator's."""
-    history: BandHistory | None
+    leaves: tuple[Leaf, ...]
+    """The release's."""
     round_id: int
+    release: SumRelease
 
 
 class _PrivateSum:
@@ -150,7 +150,7 @@ class _PrivateSum:
         self._plan = plan
         self._spec = spec
         self._denominator = denominator
-        self._total = np.zeros(plan.num_parameters, np.uint32)
+        self._total = np.zeros(plan.num_update_numbers, np.uint32)
         self._is_closed = False
         self.num_folded = 0
 
@@ -181,8 +181,8 @@ class _PrivateSum:
             )
         self._is_closed = True
         start = self._start
-        released, history = release_sum(decode_sum(self._total), self._spec, start.history, start.round_id)
-        mean = released / (self._spec.units_per_weight * self._denominator)
+        released = start.release.release(decode_sum(self._total), start.leaves, start.round_id)
+        mean = released.total / self._denominator
         accumulator = self._inner.begin(start.state)
         accumulator.fold(
             ClientUpdate(
@@ -192,8 +192,8 @@ class _PrivateSum:
             )
         )
         result = accumulator.finish()
-        state = result.state if history is None else _joined(result.state, history)
-        return RoundResult(state=state, metrics=_without_local_figures(result.metrics))
+        figures = {**_without_local_figures(result.metrics), **released.figures}
+        return RoundResult(state=_joined(result.state, released.leaves), metrics=figures)
 
     def snapshot(self) -> tuple[Leaf, ...]:
         """A copy of the running sum."""
@@ -213,11 +213,9 @@ class _PrivateSum:
             raise AccumulatorClosed("the round was finished")
 
 
-def _joined(state: ServerState, history: BandHistory) -> ServerState:
-    """One state, stored in one step: the model, and what the next round's noise depends on."""
-    return ServerState(
-        num_commits=state.num_commits, num_weights=state.num_weights, leaves=(*state.leaves, *history.leaves)
-    )
+def _joined(state: ServerState, leaves: tuple[Leaf, ...]) -> ServerState:
+    """One state, stored in one step: the model, and what the next round's release depends on."""
+    return ServerState(num_commits=state.num_commits, num_weights=state.num_weights, leaves=(*state.leaves, *leaves))
 
 
 def _without_local_figures(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -9,12 +9,17 @@ import msgspec
 
 from coordinator.errors import InvalidConfig
 from coordinator.task_bundle import TaskBundle
+from wire_protocol.adaptive_clip import AdaptiveClip
 from wire_protocol.privacy_spec import PrivacySpec
 
-__all__ = ["PrivacyWish", "least_contributors", "made_private"]
+__all__ = ["PrivacyWish", "least_contributors", "made_private", "with_adaptive_clip"]
 
 _LEAST_SHARE = 0.9
 _COARSEST_GRID_BITS = 6
+_BIT_NOISE = 10.0
+_LARGEST_BIT_SHARE = 0.6
+"""Above this a fifth of the update's accuracy would pay for the bit."""
+_CLIP_RANGE = 1000.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +36,8 @@ class PrivacyWish:
     mode: Literal["distributed", "local", "central"] = "distributed"
     num_bands: int = 1
     """Of central mode: noise correlated over so many rounds, each device in every so many-th at most."""
+    adaptive_quantile: float | None = None
+    """Of central mode: the clip follows the updates, so that this share of devices is within it."""
 
 
 def least_contributors(report_goal: int) -> int:
@@ -61,10 +68,45 @@ def made_private(bundle: TaskBundle, wish: PrivacyWish) -> TaskBundle:
                 num_bands=wish.num_bands,
             )
         )
+        if wish.adaptive_quantile is not None:
+            spec = with_adaptive_clip(spec, wish.adaptive_quantile)
         plan = msgspec.structs.replace(bundle.plan, privacy=_on_a_grid_that_fits(spec, bundle.plan.num_parameters))
     except ValueError as error:
         raise InvalidConfig(str(error)) from error
     return dataclasses.replace(bundle, plan=plan)
+
+
+def with_adaptive_clip(spec: PrivacySpec, target_quantile: float) -> PrivacySpec:
+    """The same mechanism with a clip that adapts; at the same price, by a little more noise on the update.
+
+    The bit is sized so that the noise on the number of devices within the clip is a twentieth of the devices (Andrew et
+    al. 2021, section 3.1). With ``a = 10 z / m`` that is ``K = C a / sqrt(1 - a^2)``, and the noise on the update grows by
+    ``1 / sqrt(1 - a^2)``.
+
+    Args:
+        spec: A calibrated mechanism of central mode.
+        target_quantile: gamma.
+
+    Raises:
+        InvalidConfig: There are too few devices for it; says how many it takes.
+        ValueError: A clip does not adapt in this mode.
+    """
+    share = _BIT_NOISE * spec.noise_multiplier / spec.min_contributors
+    if share > _LARGEST_BIT_SHARE:
+        needed = math.ceil(_BIT_NOISE * spec.noise_multiplier / _LARGEST_BIT_SHARE)
+        raise InvalidConfig(
+            f"a clip that adapts needs {needed} contributors at this noise, not {spec.min_contributors}: with fewer, noise "
+            "drowns how many are within it; raise report_goal or epsilon, or leave the clip fixed"
+        )
+    return msgspec.structs.replace(
+        spec,
+        adaptive_clip=AdaptiveClip(
+            target_quantile=target_quantile,
+            indicator_weight=share / math.sqrt(1.0 - share * share),
+            min_clipping_norm=spec.clipping_norm / _CLIP_RANGE,
+            max_clipping_norm=spec.clipping_norm * _CLIP_RANGE,
+        ),
+    )
 
 
 def _on_a_grid_that_fits(spec: PrivacySpec, num_parameters: int) -> PrivacySpec:

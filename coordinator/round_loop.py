@@ -24,6 +24,7 @@ from coordinator.round_journal import Contribution, ForgetfulJournal, Journal, J
 from coordinator.round_recovery import recover
 from coordinator.round_sums import RoundSums
 from coordinator.round_table import Round, RoundEvent, RoundState
+from coordinator.sum_release import round_clip
 from wire_protocol.errors import WireError
 from wire_protocol.messages import RejectionReason, RoundKind
 from wire_protocol.tensors import encode_tensors
@@ -245,7 +246,8 @@ class RoundLoop:
         round_ = self._as_round(known, now)
         self._sums.begin(known.round_id, known.kind, self.state, num_counted=round_.num_folded)
         _LOG.info("round_resumed round_id=%d updates=%d", known.round_id, round_.num_folded)
-        return self._fleet.restore_round(round_, self._checkpoint(), now=now)
+        clip = round_clip(self._fleet.plan, self.state)
+        return self._fleet.restore_round(round_, self._checkpoint(), clipping_norm=clip, now=now)
 
     def _catch_up(self, now: float) -> list[Action]:
         """Folds what was counted before the aggregator was there, and ends the round that has waited for it."""
@@ -282,7 +284,10 @@ class RoundLoop:
         if self.is_done:
             return self._fleet.dismiss()
         kind = RoundKind.EVALUATE if self._evaluation_is_due else RoundKind.TRAIN
-        order = RoundOrder(round_id=self._round_ids.next_id(), kind=kind, checkpoint=self._checkpoint())
+        clip = round_clip(self._fleet.plan, self.state)
+        order = RoundOrder(
+            round_id=self._round_ids.next_id(), kind=kind, checkpoint=self._checkpoint(), clipping_norm=clip
+        )
         self._sums.begin(order.round_id, kind, self.state)
         self._fleet.population.rest(self._spacing.resting(order.round_id))
         self._journal.open_round(order.round_id, kind, base_commits=self.state.num_commits)

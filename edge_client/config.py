@@ -48,6 +48,7 @@
     min_contributors = 10             # smallest cohort in whose sum this device hides
     min_noise_multiplier = 0.3
     modes = ["distributed", "local"]  # "central" trusts the coordinator with unnoised updates
+    max_clipping_norm = "none"        # no update longer than this leaves, whatever clip a task has
     allow_queries = true              # whether questions to the fleet are answered, within the same budget
 
 ``FLOCKWISE__TRAINING__NUM_THREADS=2`` overrides ``num_threads`` of ``[training]``. Relative paths count from the
@@ -168,6 +169,7 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
     min_contributors: Annotated[int, msgspec.Meta(ge=1)] = 10
     min_noise_multiplier: Annotated[float, msgspec.Meta(gt=0)] = 0.3
     modes: tuple[Literal["local", "distributed", "central"], ...] = ("distributed", "local")
+    max_clipping_norm: Annotated[float, msgspec.Meta(gt=0)] | Literal["none"] = "none"
     allow_queries: bool = True
 
     def __post_init__(self) -> None:
@@ -183,6 +185,7 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
             min_contributors=self.min_contributors,
             min_noise_multiplier=self.min_noise_multiplier,
             modes=frozenset(self.modes),
+            max_clipping_norm=math.inf if self.max_clipping_norm == "none" else self.max_clipping_norm,
             allow_queries=self.allow_queries,
         )
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from edge_client.fetch import BlobFetcher, FetchRequest, Taken
 from edge_client.settings import FetchSettings
 from edge_client.training import TrainingJob
@@ -123,4 +125,5 @@ class RoundBlobs:
             round_id=assignment.round_id,
             device_id=device_id,
             nonce=assignment.nonce,
+            clipping_norm=None if assignment.clipping_norm is msgspec.UNSET else assignment.clipping_norm,
         )

@@ -46,6 +46,8 @@ class TrainingJob:
     device_id: str
     nonce: bytes = b""
     """The assignment's: no other one, of whatever coordinator, has the same. The trainer needs and gets none."""
+    clipping_norm: float | None = None
+    """The round's clip, of a task whose clip adapts; None of any other. The trainer needs and gets none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

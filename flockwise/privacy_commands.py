@@ -53,6 +53,12 @@ privacy.add_command(report)
     show_default=True,
     help="Central mode: noise correlated over so many rounds; a device is in every so many-th at most.",
 )
+@click.option(
+    "--adaptive-clip",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="QUANTILE",
+    help="Central mode: the clip follows this quantile of the updates' norms; --clipping-norm is the first.",
+)
 @click.option("--grid-bits", type=click.IntRange(6, 16), default=14, show_default=True)
 @click.option("--parameters", type=click.IntRange(1), default=50_000, show_default=True, help="Size of the model.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -82,6 +88,7 @@ def explain(*, as_json: bool, **options: Any) -> None:
 def _spec(options: dict[str, Any]) -> "PrivacySpec":
     from coordinator.errors import InvalidConfig
     from coordinator.privacy_accounting import calibrate
+    from coordinator.private_task import with_adaptive_clip
     from wire_protocol.privacy_spec import PrivacySpec
 
     target = options["epsilon"]
@@ -101,7 +108,8 @@ def _spec(options: dict[str, Any]) -> "PrivacySpec":
         num_bands=options["bands"],
     )
     try:
-        return calibrate(given) if target is not None else given
+        spec = calibrate(given) if target is not None else given
+        return spec if options["adaptive_clip"] is None else with_adaptive_clip(spec, options["adaptive_clip"])
     except InvalidConfig as error:
         raise ValueError(str(error)) from error
 
@@ -132,6 +140,7 @@ def _explanation(spec: "PrivacySpec", num_parameters: int) -> dict[str, Any]:
         "noise_multiplier": spec.noise_multiplier,
         "noise_on_the_sum": spec.sum_noise_units(num_parameters) / unit,
         "noise_per_device_units": spec.share_stddev_units(num_parameters),
+        **_of_the_bit(spec, num_parameters),
         "min_contributors": spec.min_contributors,
         "max_contributors": spec.max_contributors(num_parameters),
         "num_rounds": spec.num_rounds,
@@ -140,6 +149,17 @@ def _explanation(spec: "PrivacySpec", num_parameters: int) -> dict[str, Any]:
         "epsilon_on_the_device": own,
         **_coordinator_prices(spec),
         "amplification": "none claimed: devices check in by themselves",
+    }
+
+
+def _of_the_bit(spec: "PrivacySpec", num_parameters: int) -> dict[str, Any]:
+    """What the bit of a clip that adapts costs and tells."""
+    if not spec.num_indicators:
+        return {}
+    sigma = spec.sum_noise_units(num_parameters)
+    return {
+        "noise_multiplier_of_update": sigma / spec.update_bound_units(num_parameters),
+        "noise_on_num_within_clip": sigma / (2 * spec.indicator_units),
     }
 
 

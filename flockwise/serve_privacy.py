@@ -30,6 +30,10 @@ def privacy_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Central mode: noise correlated over so many rounds; a device is in every so many-th at most.",
         ),
         click.option(
+            "--adaptive-clip", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="QUANTILE",
+            help="Central mode: --clipping-norm is the first clip, which then follows this quantile of the updates' norms.",
+        ),
+        click.option(
             "--min-contributors", type=click.IntRange(1),
             help="A private round with fewer is abandoned. [default: --min-reports, or nine tenths of the goal]",
         ),
@@ -68,6 +72,7 @@ def private_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskBundle
         target_delta=options["delta"],
         mode=options["privacy_mode"],
         num_bands=options["privacy_bands"],
+        adaptive_quantile=options["adaptive_clip"],
     )
     options["clipping_norm"] = None  # the devices', from here on; the aggregation clips nothing
     return made_private(bundle, wish)

@@ -1,6 +1,6 @@
 """A private client update as bytes: one vector of unsigned 32-bit integers, all the model's weights one after another.
 
-The values are integers modulo 2^32: a clipped, rounded ``model_delta`` plus integer noise. Sums of them are taken
+Behind them, with a clip that adapts, comes the bit of `wire_protocol.adaptive_clip`. The values are integers modulo 2^32: a clipped, rounded ``model_delta`` plus integer noise. Sums of them are taken
 modulo 2^32 too, and read as signed numbers at the end (``decode_sum``).
 """
 
@@ -37,9 +37,9 @@ def num_elements(specs: Sequence[TensorSpec]) -> int:
     return sum(spec.num_elements for spec in specs)
 
 
-def max_integer_update_bytes(specs: Sequence[TensorSpec]) -> int:
-    """Most bytes that an encoded update may take."""
-    return _WORD_BYTES * num_elements(specs) + HEADER_ALLOWANCE_BYTES
+def max_integer_update_bytes(length: int) -> int:
+    """Most bytes that an encoded update of so many numbers may take."""
+    return _WORD_BYTES * length + HEADER_ALLOWANCE_BYTES
 
 
 def encode_integer_update(update: IntegerUpdate) -> bytes:
@@ -54,8 +54,12 @@ def encode_integer_update(update: IntegerUpdate) -> bytes:
     return encoded
 
 
-def decode_integer_update(data: bytes, specs: Sequence[TensorSpec]) -> IntegerUpdate:
+def decode_integer_update(data: bytes, length: int) -> IntegerUpdate:
     """Decodes an update and checks its length; every value is a valid one.
+
+    Args:
+        data: The bytes.
+        length: How many numbers it must hold: ``TrainingPlan.num_update_numbers``.
 
     Returns:
         uint32 [d]; may be a read-only view into ``data``.
@@ -63,17 +67,16 @@ def decode_integer_update(data: bytes, specs: Sequence[TensorSpec]) -> IntegerUp
     Raises:
         OversizedMessage: ``data`` is longer than this model's updates.
         MalformedMessage: Not a safetensors file.
-        TensorMismatch: Not one uint32 vector of the model's size.
+        TensorMismatch: Not one uint32 vector of this length.
     """
-    if len(data) > max_integer_update_bytes(specs):
+    if len(data) > max_integer_update_bytes(length):
         raise OversizedMessage(
-            f"{len(data)} bytes of update; this model's need at most {max_integer_update_bytes(specs)}"
+            f"{len(data)} bytes of update; this model's need at most {max_integer_update_bytes(length)}"
         )
     try:
         entries = {name: entry for name, entry in safetensors.deserialize(data)}  # type: ignore[no-untyped-call]  # noqa: C416
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise MalformedMessage(f"not a safetensors file: {error}") from error
-    length = num_elements(specs)
     entry = entries.get(_NAME)
     if len(entries) != 1 or entry is None or entry["dtype"] != "U32" or tuple(entry["shape"]) != (length,):
         raise TensorMismatch(f"not one vector {_NAME!r} of {length} unsigned 32-bit integers")

@@ -268,6 +268,8 @@ class Assignment(Message, frozen=True, kw_only=True, tag_field="type", tag="assi
     checkpoint: BlobRef
     deadline_s: _Seconds
     """Seconds, from receipt, until a report is too late."""
+    clipping_norm: Annotated[float, msgspec.Meta(gt=0)] | msgspec.UnsetType = msgspec.UNSET
+    """The round's clip, of a task whose clip adapts; left out of any other."""
 
 
 class Refusal(Message, frozen=True, kw_only=True, tag_field="type", tag="refusal"):

@@ -157,6 +157,11 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return sum(spec.num_elements for spec in self.weights)
 
     @property
+    def num_update_numbers(self) -> int:
+        """How many numbers a private update holds: the parameters, and the bit of a clip that adapts."""
+        return self.num_parameters + (0 if self.privacy is None else self.privacy.num_indicators)
+
+    @property
     def update_bytes(self) -> int:
         """Size of the tensor data of a checkpoint or client update, in bytes."""
         return 4 * self.num_parameters

@@ -21,6 +21,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
+from wire_protocol.adaptive_clip import AdaptiveClip
 from wire_protocol.band_matrix import MAX_BANDS, band_denominator, band_price, num_participations
 
 __all__ = [
@@ -122,6 +123,9 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_bands: Annotated[int, msgspec.Meta(ge=1, le=MAX_BANDS)] = 1
     """b: in central mode, noise correlated over b rounds (`wire_protocol.band_matrix`); a device then takes part in every
     b-th round at most. 1 is independent noise."""
+    adaptive_clip: AdaptiveClip | msgspec.UnsetType = msgspec.UNSET
+    """In central mode: ``clipping_norm`` is the first round's clip, which then follows the updates; each assignment names
+    its round's. Left out of the bytes of any other plan."""
 
     def __post_init__(self) -> None:
         finite = (self.clipping_norm, self.noise_multiplier, self.target_epsilon)
@@ -133,6 +137,7 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if min(self.min_contributors, self.num_rounds) < 1:
             raise ValueError("min_contributors and num_rounds must be at least 1")
         self._check_bands()
+        self._check_adaptive_clip()
         wanted_norm = "l1" if self.noise in {"laplace", "geometric"} else "l2"
         if self.clipping != wanted_norm:
             raise ValueError(
@@ -156,6 +161,29 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 "mode and discrete_gaussian noise"
             )
 
+    def _check_adaptive_clip(self) -> None:
+        if self.adaptive_clip is msgspec.UNSET:
+            return
+        if (self.mode, self.noise, self.num_bands) != ("central", "discrete_gaussian", 1):
+            raise ValueError(
+                "a clip that adapts needs central mode, discrete_gaussian noise and one band: noise that is correlated over "
+                "rounds cancels only between sums of one clip"
+            )
+        if not self.adaptive_clip.allows(self.clipping_norm):
+            raise ValueError("clipping_norm is outside adaptive_clip's bounds")
+
+    @property
+    def num_indicators(self) -> int:
+        """Numbers behind a model's own in an update: 1 with a clip that adapts, else 0."""
+        return 0 if self.adaptive_clip is msgspec.UNSET else 1
+
+    @property
+    def indicator_units(self) -> int:
+        """K: what a device adds, or takes away, to say whether its update was within the clip; 0 without such a clip."""
+        if self.adaptive_clip is msgspec.UNSET:
+            return 0
+        return max(1, round(self.adaptive_clip.indicator_weight * self.clip_units))
+
     @property
     def clip_units(self) -> int:
         """S: the clip in grid units."""
@@ -163,7 +191,7 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def units_per_weight(self) -> float:
-        """Grid units per 1.0 of a weight."""
+        """Grid units per 1.0 of a weight; with a clip that adapts, in the first round."""
         return self.clip_units / self.clipping_norm
 
     @property
@@ -172,7 +200,15 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return math.floor(self.min_contributors * (1.0 - self.max_colluding_fraction) + 1e-9)
 
     def sensitivity_units(self, num_parameters: int) -> float:
-        """Largest norm of one device's rounded update, in grid units; the sum changes by no more if it is left out.
+        """Largest norm of what one device adds to a sum, its bit included, in grid units.
+
+        Args:
+            num_parameters: d, the length of the update.
+        """
+        return math.hypot(self.update_bound_units(num_parameters), self.indicator_units)
+
+    def update_bound_units(self, num_parameters: int) -> float:
+        """Largest norm of one device's rounded update alone, in grid units.
 
         Args:
             num_parameters: d, the length of the update.

@@ -2,7 +2,7 @@
 
 # Formal guarantee
 
-For any input, the integer vector q before noise satisfies ``norm(q) <= spec.sensitivity_units(d)``: checked on the
+For any input, the integer vector q before noise satisfies ``norm(q) <= spec.update_bound_units(d)``: checked on the
 integers themselves, exactly, after rounding, so that no floating-point error of scaling or clipping can break it.
 Leaving one device out of a sum therefore changes it by at most that. Noise is added once, to a q that was accepted
 without looking at the noise; the result is reduced modulo 2^32, which is post-processing.
@@ -32,7 +32,7 @@ from integer_noise.secure_random import SecureRandom
 from wire_protocol.integer_updates import IntegerUpdate
 from wire_protocol.privacy_spec import PrivacySpec
 
-__all__ = ["RoundedUpdate", "add_noise", "clip_and_round", "make_integer_update", "noise_vector"]
+__all__ = ["ClipRule", "RoundedUpdate", "add_noise", "clip_and_round", "make_integer_update", "noise_vector"]
 
 _MAX_TRIES: Final = 64
 _TWO_32: Final = 4294967296.0
@@ -47,30 +47,52 @@ class RoundedUpdate:
     num_tries: int
     """Roundings drawn until one was short enough."""
     was_clipped: bool
+    was_within_clip: bool
+    """Whether it was no longer than the round's clip, whatever the owner's cap did to it."""
 
 
-def make_integer_update(model_delta: npt.NDArray[np.float32], spec: PrivacySpec, random: SecureRandom) -> IntegerUpdate:
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ClipRule:
+    """To what an update is clipped."""
+
+    clipping_norm: float
+    """C of the round: ``2**grid_bits`` grid units, and what the bit of a clip that adapts is about."""
+    owners_cap: float = math.inf
+    """No update is longer than this either, by the owner's wish."""
+
+
+def make_integer_update(
+    model_delta: npt.NDArray[np.float32], spec: PrivacySpec, random: SecureRandom, clip: ClipRule | None = None
+) -> IntegerUpdate:
     """The whole way: what one device contributes to a round.
 
     Args:
         model_delta: [d] trained minus received, flat.
         spec: The mechanism.
         random: A generator made for this release.
+        clip: The round's clip and the owner's; ``spec.clipping_norm`` and none if left out.
 
     Returns:
-        uint32 [d]: the clipped, rounded update plus this device's noise, modulo 2^32.
+        uint32 [d]: the clipped, rounded update plus this device's noise, modulo 2^32. With a clip that adapts [d + 1]:
+        behind it K if the update was within the round's clip, -K if not.
 
     Raises:
         NonFiniteUpdate: A value is NaN or infinite.
         ValueError: The mechanism does not suit a model of this size (``PrivacySpec.check_for``).
     """
     spec.check_for(len(model_delta))
-    rounded = clip_and_round(model_delta, spec, random)
-    return add_noise(rounded, noise_vector(len(model_delta), spec, random))
+    rounded = clip_and_round(model_delta, spec, random, clip)
+    update = add_noise(rounded, noise_vector(len(model_delta), spec, random))
+    if not spec.num_indicators:
+        return update
+    bit = spec.indicator_units if rounded.was_within_clip else -spec.indicator_units
+    return np.append(update, np.array([bit], np.int64).astype(np.uint32))
 
 
-def clip_and_round(model_delta: npt.NDArray[np.float32], spec: PrivacySpec, random: SecureRandom) -> RoundedUpdate:
-    """Clips to C, scales C to 2^grid_bits units, and rounds at random to integers of bounded norm.
+def clip_and_round(
+    model_delta: npt.NDArray[np.float32], spec: PrivacySpec, random: SecureRandom, clip: ClipRule | None = None
+) -> RoundedUpdate:
+    """Clips to C (and the owner's cap), scales C to 2^grid_bits units, and rounds at random to integers of bounded norm.
 
     Conditional randomized rounding: Kairouz, Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism",
     algorithm 1, lines 4 to 7. A rounding whose norm is too large is drawn again.
@@ -82,21 +104,26 @@ def clip_and_round(model_delta: npt.NDArray[np.float32], spec: PrivacySpec, rand
         raise NonFiniteUpdate("the update holds NaN or infinity")
     exact = model_delta.astype(np.float64)
     norm = _norm(exact, spec)
-    was_clipped = norm > spec.clipping_norm
-    scaled = exact * (spec.units_per_weight * (spec.clipping_norm / norm if was_clipped else 1.0))
+    rule = clip or ClipRule(clipping_norm=spec.clipping_norm)
+    longest = min(rule.clipping_norm, rule.owners_cap)
+    was_clipped = norm > longest
+    scaled = exact * (spec.clip_units / rule.clipping_norm * (longest / norm if was_clipped else 1.0))
     floor = np.floor(scaled)
     # uint32 below fraction * 2^32: the probability is the fraction to 2^-32; privacy does not rest on it, the norm does.
     above = (scaled - floor) * _TWO_32
     lower = floor.astype(np.int64)
-    bound = spec.sensitivity_units(len(exact))
+    bound = spec.update_bound_units(len(exact))
+    was_within_clip = norm <= rule.clipping_norm
     for attempt in range(1, _MAX_TRIES + 1):
         values = lower + (random.uint32(len(exact)) < above)
         if _is_within(values, spec, bound):
-            return RoundedUpdate(values=values, num_tries=attempt, was_clipped=was_clipped)
+            return RoundedUpdate(
+                values=values, num_tries=attempt, was_clipped=was_clipped, was_within_clip=was_within_clip
+            )
     values = np.trunc(scaled * (1.0 - 2.0**-40)).astype(np.int64)
     if not _is_within(values, spec, bound):
         raise AssertionError("an update rounded towards zero is longer than its clip")
-    return RoundedUpdate(values=values, num_tries=_MAX_TRIES, was_clipped=was_clipped)
+    return RoundedUpdate(values=values, num_tries=_MAX_TRIES, was_clipped=was_clipped, was_within_clip=was_within_clip)
 
 
 def noise_vector(num_parameters: int, spec: PrivacySpec, random: SecureRandom) -> npt.NDArray[np.int64]:

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from edge_client.errors import PrivacyRefused
-from edge_client.privacy.integer_update import make_integer_update
+from edge_client.privacy.integer_update import ClipRule, make_integer_update
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.rules import PrivacyRules
 from edge_client.training import TrainingJob, TrainingResult
@@ -62,6 +62,7 @@ class ReleaseDesk:
         if job.kind is not RoundKind.TRAIN:
             raise PrivacyRefused("figures of a private task's evaluation would be an unpriced release")
         self._check_rules(spec)
+        _clip_of(job, spec)
         ledger = self._opened()
         if job.plan.query is not msgspec.UNSET:
             self._check_query(job, job.plan.query, ledger)
@@ -83,11 +84,14 @@ class ReleaseDesk:
         if spec is None or model_delta is None:
             return result
         vector = flatten_tensors(model_delta)
+        # An answer to a question is of length 1 by itself: the owner's cap is about what was learnt.
+        owners_cap = self._rules.max_clipping_norm if job.plan.query is msgspec.UNSET else math.inf
+        clip = ClipRule(clipping_norm=_clip_of(job, spec), owners_cap=owners_cap)
         ledger = self._opened()
         payload = ledger.release(
             release_id(job),
             spec.event(len(vector)),
-            lambda: encode_integer_update(make_integer_update(vector, spec, SecureRandom())),
+            lambda: encode_integer_update(make_integer_update(vector, spec, SecureRandom(), clip)),
         )
         # A device has one assignment at a time: the bytes of an earlier one are asked for no more.
         ledger.drop_payloads_but(release_id(job))
@@ -141,6 +145,26 @@ class ReleaseDesk:
                 f"the task's noise multiplier {effective:g} is below privacy.min_noise_multiplier "
                 f"{rules.min_noise_multiplier:g}"
             )
+
+
+def _clip_of(job: TrainingJob, spec: PrivacySpec) -> float:
+    """The clip of a job's round.
+
+    Raises:
+        PrivacyRefused: The task's clip is fixed and the assignment names one, or it adapts and the assignment names none,
+            or one that the task does not allow.
+    """
+    adaptive = spec.adaptive_clip
+    if adaptive is msgspec.UNSET:
+        if job.clipping_norm is not None:
+            raise PrivacyRefused("the assignment names a clip, and the task's is fixed")
+        return spec.clipping_norm
+    if job.clipping_norm is None or not adaptive.allows(job.clipping_norm):
+        raise PrivacyRefused(
+            f"the assignment names the clip {job.clipping_norm}; this task's is from {adaptive.min_clipping_norm:g} to "
+            f"{adaptive.max_clipping_norm:g}"
+        )
+    return job.clipping_norm
 
 
 def release_id(job: TrainingJob) -> str:

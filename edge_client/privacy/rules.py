@@ -33,5 +33,7 @@ class PrivacyRules:
     min_noise_multiplier: float = 0.3
     """Least noise on a sum, in sensitivities."""
     modes: frozenset[Literal["local", "distributed", "central"]] = frozenset({"local", "distributed"})
+    max_clipping_norm: float = math.inf
+    """No update longer than this leaves, whatever clip a task has: it is made shorter."""
     allow_queries: bool = True
     """Whether questions to the fleet are answered, within the budget as anything else."""

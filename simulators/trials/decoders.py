@@ -34,7 +34,7 @@ from simulators.trials.sample_messages import sample_messages, sample_metrics
 from wire_protocol.blobs import BlobAssembler, split_blob
 from wire_protocol.errors import WireError
 from wire_protocol.identifiers import checked_identifier
-from wire_protocol.integer_updates import decode_integer_update, encode_integer_update
+from wire_protocol.integer_updates import decode_integer_update, encode_integer_update, num_elements
 from wire_protocol.messages import Message, Report, RoundKind, decode_message, encode_message, message_kind
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
 from wire_protocol.release import (
@@ -128,7 +128,7 @@ def _wire_decoders() -> list[Decoder]:
         _one("tensors", lambda data: decode_tensors(data, _SPECS), wire, (encode_tensors(_TENSORS),), decode_tensors),
         _one(
             "integer update",
-            lambda data: decode_integer_update(data, _SPECS),
+            lambda data: decode_integer_update(data, num_elements(_SPECS)),
             wire,
             (encode_integer_update(words),),
             decode_integer_update,

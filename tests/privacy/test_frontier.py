@@ -77,7 +77,7 @@ def test_the_fast_path_moves_the_model_as_a_round_of_devices_does():
     for index in range(NUM_DEVICES):
         desk = ReleaseDesk(lambda: PrivacyLedger(None, budget=budget), rules)
         released = desk.release(job, LinearTrainer().train(job, ArrayExamples(x=x[index], y=y[index])))
-        integers = decode_integer_update(released.private_update, job.plan.weights)
+        integers = decode_integer_update(released.private_update, job.plan.num_update_numbers)
         accumulator.fold(
             ClientUpdate(model_delta=(), integers=integers, aggregation_weight=1.0, metrics=PRIVATE_METRICS)
         )

@@ -24,7 +24,7 @@ from coordinator.round_journal import Contribution, RoundJournal
 from coordinator.round_loop import RoundSchedule
 from coordinator.round_policy import RoundPolicy
 from coordinator.round_table import Member, RoundState
-from coordinator.sum_release import release_sum
+from coordinator.sum_release import sum_release
 from edge_client.errors import PrivacyRefused
 from edge_client.privacy.accountant import cost_of, epsilon_of
 from edge_client.privacy.integer_update import make_integer_update
@@ -38,6 +38,7 @@ from simulators.virtual_fleet import BadWorld
 from simulators.virtual_run import VirtualRun, linear_task, run_virtual
 from wire_protocol.band_matrix import band_denominator, band_numerators, band_price, num_participations
 from wire_protocol.messages import RoundKind
+from wire_protocol.plan import TensorSpec
 from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.private_reports import PRIVATE_METRICS
 
@@ -175,14 +176,16 @@ def test_what_is_released_depends_on_sums_and_noise_by_the_rows_alone_to_the_las
 
 
 def test_each_row_has_fresh_noise_of_the_size_that_is_claimed():
-    history, total = empty_history(BANDS, 20_000), np.zeros(20_000, np.int64)
     spec = msgspec.structs.replace(SPEC, grid_bits=6)
-    scale = spec.sum_noise_units(20_000)
+    plan = msgspec.structs.replace(PLAN, weights=(TensorSpec(shape=(20_000,)),), privacy=spec)
+    release, total = sum_release(plan, num_devices=4), np.zeros(20_000, np.int64)
+    scale, leaves = spec.sum_noise_units(20_000), release.first_leaves()
     rows = []
     for round_id in (1, 2):
-        released, history = release_sum(total, spec, history, round_id)
+        released = release.release(total, leaves, round_id)
+        leaves = released.leaves
         c1 = band_numerators(BANDS)[1] / band_denominator(BANDS)
-        rows.append(released + (c1 * rows[-1] if rows else 0))
+        rows.append(released.total * spec.units_per_weight + (c1 * rows[-1] if rows else 0))
     for row in rows:
         assert row.std() / scale == pytest.approx(1.0, abs=0.03)  # six standard errors
     assert abs(np.corrcoef(rows)[0, 1]) < 0.05

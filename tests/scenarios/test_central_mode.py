@@ -86,7 +86,9 @@ def test_a_device_takes_part_only_if_its_owner_trusts_the_coordinator():
 
 def test_what_a_device_sends_is_its_clipped_update_without_noise_and_charged_like_any():
     desk = _desk()
-    sent = decode_integer_update(desk.release(_job(), _result(3.0)).private_update, PLAN.weights).view(np.int32)
+    sent = decode_integer_update(desk.release(_job(), _result(3.0)).private_update, PLAN.num_update_numbers).view(
+        np.int32
+    )
     expected = SPEC.clip_units / math.sqrt(D)
     assert np.abs(sent - expected).max() <= 1
     assert len(desk._ledger.entries) == 1

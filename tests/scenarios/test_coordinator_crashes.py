@@ -6,9 +6,11 @@ or any number of messages later.
 """
 
 import collections
+import dataclasses
 import itertools
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -32,6 +34,7 @@ from simulators.scenario import load_scenario
 from simulators.virtual_fleet import BadWorld, VirtualFleet
 from simulators.virtual_run import linear_task
 from simulators.virtual_time import VirtualTime
+from wire_protocol.adaptive_clip import AdaptiveClip
 from wire_protocol.messages import Assignment, Receipt, ReceiptStatus, RoundKind, decode_message
 
 NUM_DEVICES = 5
@@ -49,6 +52,16 @@ CENTRAL = made_private(
 BANDED = made_private(
     BUNDLE,
     PrivacyWish(epsilon=4.0, num_rounds=20, clipping_norm=0.5, min_contributors=1, mode="central", num_bands=2),
+)
+ADAPTIVE = dataclasses.replace(
+    CENTRAL,
+    plan=msgspec.structs.replace(
+        CENTRAL.plan,
+        privacy=msgspec.structs.replace(
+            CENTRAL.plan.privacy,
+            adaptive_clip=AdaptiveClip(indicator_weight=0.5, min_clipping_norm=1e-3, max_clipping_norm=1e3),
+        ),
+    ),
 )
 TRUSTING = PrivacyRules(budget=PrivacyBudget(epsilon=50.0), min_contributors=1, modes=frozenset({"central"}))
 
@@ -160,8 +173,10 @@ class Life:
             if receipt.status is ReceiptStatus.ACCEPTED:
                 self._bench.acknowledged.add((receipt.round_id, topic.split("/")[4]))
         if topic.endswith("/assignment"):
-            self._bench.asked[topic.split("/")[4]].add(decode_message(payload, Assignment).round_id)
-            self._bench.models_let_out[self.loop.num_commits].add(decode_message(payload, Assignment).checkpoint.sha256)
+            assignment = decode_message(payload, Assignment)
+            self._bench.asked[topic.split("/")[4]].add(assignment.round_id)
+            released = (assignment.checkpoint.sha256, assignment.clipping_norm)
+            self._bench.models_let_out[self.loop.num_commits].add(released)
         self.link.publish(topic, payload, retain=retain)
 
     def _watched(self, target, *names):
@@ -407,7 +422,11 @@ def _check_central(bench: Bench) -> None:
     assert not acknowledged & abandoned
 
 
-@pytest.mark.parametrize(("bundle", "stride"), [(CENTRAL, 1), (BANDED, 4)], ids=["independent", "correlated"])
+@pytest.mark.parametrize(
+    ("bundle", "stride"),
+    [(CENTRAL, 1), (BANDED, 4), (ADAPTIVE, 8)],
+    ids=["independent", "correlated", "a clip that adapts"],
+)
 def test_a_kill_anywhere_lets_one_noised_sum_of_a_rounds_updates_out_and_no_second(tmp_path, bundle, stride):
     kill_at = num_noised_again = 0
     while True:

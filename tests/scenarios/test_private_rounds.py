@@ -83,7 +83,7 @@ def test_what_leaves_the_device_is_integers_and_says_nothing_else():
     result = LinearTrainer().train(_job(), _examples())
     released = _desk().release(_job(), result)
     assert released.model_delta is None
-    assert decode_integer_update(released.private_update, PLAN.weights).shape == (27,)
+    assert decode_integer_update(released.private_update, PLAN.num_update_numbers).shape == (27,)
     assert (released.num_examples, released.aggregation_weight, released.metrics) == (1, 1.0, PRIVATE_METRICS)
 
 
@@ -101,7 +101,9 @@ def test_a_coordinator_that_lost_its_state_and_reuses_a_round_gets_new_noise_and
     result = LinearTrainer().train(_job(), _examples())
     first = _desk(path).release(_job(), result).private_update
     again = _desk(path).release(_job(nonce=b"m" * 16), result).private_update
-    difference = decode_integer_update(first, PLAN.weights) - decode_integer_update(again, PLAN.weights)
+    difference = decode_integer_update(first, PLAN.num_update_numbers) - decode_integer_update(
+        again, PLAN.num_update_numbers
+    )
     assert (difference.view(np.int32) != 0).any()
     with PrivacyLedger(path, budget=None) as ledger:
         assert len(ledger.entries) == 2
@@ -127,7 +129,7 @@ def test_why_a_devices_data_could_not_be_used_is_not_told_in_a_private_task(reas
     assert isinstance(said, TrainingFinished)
     assert said.result.model_delta is None
     assert said.result.metrics == PRIVATE_METRICS
-    assert decode_integer_update(said.result.private_update, PLAN.weights).any()  # noise, as everybody's
+    assert decode_integer_update(said.result.private_update, PLAN.num_update_numbers).any()  # noise, as everybody's
     assert let_out(_desk(), _job(plan=BUNDLE.plan), failed) is failed
 
 

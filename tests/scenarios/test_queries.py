@@ -125,7 +125,9 @@ def test_an_answer_is_integers_charged_at_the_questions_epsilon_and_says_nothing
     said = _answer(_desk(path=path), _job(_query()), _device(21.0))
     assert said.result.model_delta is None
     assert said.result.metrics == PRIVATE_METRICS
-    assert decode_integer_update(said.result.private_update, query_bundle(_query()).plan.weights).shape == (2,)
+    assert decode_integer_update(said.result.private_update, query_bundle(_query()).plan.num_update_numbers).shape == (
+        2,
+    )
     with PrivacyLedger(path, budget=None) as ledger:
         assert ledger.spent_epsilon == pytest.approx(1.0)
         assert ledger.entries[0].release_id.startswith("query/temperature/2026-11/")

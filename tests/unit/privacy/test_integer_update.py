@@ -20,6 +20,7 @@ from wire_protocol.integer_updates import (
     decode_sum,
     encode_integer_update,
     flatten_tensors,
+    num_elements,
     split_vector,
 )
 from wire_protocol.plan import TensorSpec
@@ -119,20 +120,20 @@ def test_two_releases_of_the_same_update_have_noise_of_their_own():
 
 def test_an_encoded_update_comes_back_bit_for_bit():
     update = make_integer_update(np.ones(25, np.float32), _spec(), SecureRandom())
-    assert (decode_integer_update(encode_integer_update(update), SPECS) == update).all()
+    assert (decode_integer_update(encode_integer_update(update), num_elements(SPECS)) == update).all()
 
 
 def test_what_is_no_integer_update_of_this_model_is_refused():
     update = np.arange(25, dtype=np.uint32)
     good = encode_integer_update(update)
     with pytest.raises(TensorMismatch):
-        decode_integer_update(encode_integer_update(update[:24]), SPECS)
+        decode_integer_update(encode_integer_update(update[:24]), num_elements(SPECS))
     with pytest.raises(TensorMismatch):
-        decode_integer_update(good.replace(b'"U32"', b'"F32"'), SPECS)
+        decode_integer_update(good.replace(b'"U32"', b'"F32"'), num_elements(SPECS))
     with pytest.raises(MalformedMessage):
-        decode_integer_update(good[:20], SPECS)
+        decode_integer_update(good[:20], num_elements(SPECS))
     with pytest.raises(OversizedMessage):
-        decode_integer_update(good + bytes(1000), SPECS)
+        decode_integer_update(good + bytes(1000), num_elements(SPECS))
     with pytest.raises(TensorMismatch):
         encode_integer_update(update.astype(np.int32))
 
