@@ -76,6 +76,10 @@ class DeviceChannel:
         """Topic filters for everything this device must hear."""
         return self._task_topic, self._round_topic, device_down_filter(self.population, self.device_id)
 
+    def is_down(self, prefix: str) -> bool:
+        """Whether messages of the coordinator to this device come under this prefix of a topic (without the last slash)."""
+        return f"{prefix}/" == self._down_prefix
+
     @property
     def will(self) -> Will:
         """What the broker is to say when this device vanishes."""

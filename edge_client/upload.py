@@ -12,11 +12,11 @@ from broker_link.backoff import FullJitterBackoff
 from edge_client.settings import UploadSettings
 from edge_client.training import TrainingResult
 from wire_protocol.blobs import SplitBlob, split_blob
-from wire_protocol.messages import Assignment, Piece, Receipt, ReceiptStatus, Report
+from wire_protocol.messages import Assignment, OpeningAnswer, Piece, Receipt, ReceiptStatus, Report
 
 __all__ = ["ReportUpload", "UploadMessage", "make_report"]
 
-UploadMessage: TypeAlias = Report | Piece
+UploadMessage: TypeAlias = Report | OpeningAnswer | Piece
 
 
 def make_report(assignment: Assignment, result: TrainingResult, *, piece_bytes: int) -> tuple[Report, SplitBlob | None]:
@@ -45,14 +45,14 @@ def make_report(assignment: Assignment, result: TrainingResult, *, piece_bytes: 
 
 
 class ReportUpload:
-    """Sends one report until a final receipt comes: give it every receipt, and send what ``messages`` returns.
+    """Sends one report, or an opener's answer, until a final receipt comes: give it every receipt, and send what ``messages`` returns.
 
     The pieces follow the report by themselves. A repeated report brings none: the coordinator answers it with the
     indices it lacks.
 
     Args:
         report: The report.
-        update: The update that it announces; None in an evaluation round.
+        update: The update that it announces; None in an evaluation round, or for a refusal.
         settings: Pacing and waiting times.
         uniform: ``uniform(low, high)`` for the jitter of repetitions.
     """
@@ -72,7 +72,7 @@ class ReportUpload:
     def __init__(
         self,
         *,
-        report: Report,
+        report: Report | OpeningAnswer,
         update: SplitBlob | None,
         settings: UploadSettings,
         uniform: Callable[[float, float], float],

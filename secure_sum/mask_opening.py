@@ -38,9 +38,9 @@ class MaskOpening:
         """The set to be opened, ascending."""
         self.left_out = tuple(sorted(set(arrived) - set(self.contributors)))
         """Devices whose sealed update must be taken out of the total again."""
-        missing = tuple(name for name in graph.device_ids if name not in set(self.contributors))
-        self.ask = MaskAsk(roster_sha256=graph.digest, missing=missing)
-        """What every member is asked, beside the contributors themselves."""
+        self._roster_sha256 = graph.digest
+        self.missing = tuple(name for name in graph.device_ids if name not in set(self.contributors))
+        """The rest of the roster, ascending."""
         self._wanted = secrets_to_open(graph, self.contributors)
         self._answers: dict[int, tuple[int, ...]] = {}
 
@@ -58,6 +58,14 @@ class MaskOpening:
     def is_enough(self) -> bool:
         """Whether the masks can be taken off."""
         return len(self._answers) >= self._threshold
+
+    def ask(self, directory: bytes = b"") -> MaskAsk:
+        """What every member is asked, beside the contributors themselves.
+
+        Args:
+            directory: The key directory's bytes.
+        """
+        return MaskAsk(roster_sha256=self._roster_sha256, missing=self.missing, directory=directory)
 
     def take(self, number: int, answer: bytes) -> None:
         """Takes a member's answer; a second one of the same member is ignored.

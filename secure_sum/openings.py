@@ -14,6 +14,7 @@ import msgspec
 
 from secure_sum.context import CONTEXT_BYTES, round_context
 from secure_sum.errors import MalformedSealed, OversizedSealed
+from secure_sum.key_directory import MAX_DIRECTORY_BYTES
 from secure_sum.sealed_box import BOX_KEY_BYTES
 from secure_sum.sealed_update import (
     DIGEST_BYTES,
@@ -77,6 +78,8 @@ class MaskAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Of the round's roster: who has masks with whom."""
     missing: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=_MAX_CONTRIBUTORS)]
     """Rising."""
+    directory: Annotated[bytes, msgspec.Meta(max_length=MAX_DIRECTORY_BYTES)] = b""
+    """The key directory in which the contributors stand; the member believes it as far as its own pin goes."""
 
 
 class KeyAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="he"):

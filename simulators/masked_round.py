@@ -14,6 +14,8 @@ from secure_sum.committee_rules import CommitteeRules, answer_as_member, least_t
 from secure_sum.committee_sealing import MaskedRound, seal_to_committee
 from secure_sum.context import round_context
 from secure_sum.contributor_rules import ContributorRules
+from secure_sum.directory_entries import MemberRole, bound_keys
+from secure_sum.key_directory import KeyDirectory, add_member, empty_directory
 from secure_sum.keystream import Words
 from secure_sum.mask_graph import MaskGraph
 from secure_sum.mask_opening import MaskOpening
@@ -100,6 +102,22 @@ class MaskedRoundInMemory:
         """Who shares masks with whom."""
         return MaskGraph(self.roster, context=self.context, num_neighbours=self.num_neighbours)
 
+    def directory(self) -> KeyDirectory:
+        """The key directory of all devices and members."""
+        authority = Ed25519PrivateKey.from_private_bytes(self._random_bytes(32))
+        directory = empty_directory(_POPULATION, authority.public_key().public_bytes_raw())
+        for name, party in self._parties.items():
+            keys = bound_keys(
+                _POPULATION,
+                name,
+                MemberRole.DEVICE,
+                identity_key=party.identity.public_key().public_bytes_raw(),
+                sealing_key=party.sealing.public_key().public_bytes_raw(),
+                sign=party.identity.sign,
+            )
+            directory = add_member(directory, keys, made_at=0, authority=authority)
+        return directory
+
     def as_seen_by(self, device_id: str) -> MaskedRound:
         """The round as a device knows it."""
         return MaskedRound(
@@ -140,7 +158,7 @@ class MaskedRoundInMemory:
             contributors=tuple(
                 contributor_of(name, sealed[name], box_index=box_index) for name in opening.contributors
             ),
-            ask=opening.ask,
+            ask=opening.ask(),
         )
 
     def ask(self, order: OpeningOrder, member: str) -> OpeningResult:

@@ -182,7 +182,7 @@ def test_a_device_whose_neighbours_are_missing_is_not_opened():
     forced = msgspec.structs.replace(
         order,
         contributors=_all_contributors(round_, sealed),
-        ask=MaskAsk(roster_sha256=honest.ask.roster_sha256, missing=tuple(sorted(gone))),
+        ask=MaskAsk(roster_sha256=order.ask.roster_sha256, missing=tuple(sorted(gone))),
     )
     refusal = _refusal(round_, forced)
     assert refusal.cause is RefusalCause.ISOLATED
@@ -330,18 +330,18 @@ _PACKETS = _packets_of("m000", 1)
 def test_a_seed_is_used_whole_and_not_folded_to_32_bits():
     """Flower XORs the 32 bytes of a key down to 32 bits, which a laptop searches: all of a seed's bits must count."""
     base = bytes(range(SECRET_BYTES))
-    words = np.zeros(8, np.uint32)
-    add_mask(words, base.ljust(32, b"\0"))
-    seen = {words.tobytes()}
+
+    def masked(seed):
+        return add_masks(np.zeros(8, np.uint32), MaskSecrets(own=bytes(seed), pairs={}), device_id="d").tobytes()
+
+    seen = {masked(base)}
     for bit in range(8 * SECRET_BYTES):
         seed = bytearray(base)
         seed[bit // 8] ^= 1 << (bit % 8)
         # The partner bit that keeps every XOR of 4-byte words the same, as Flower's fold would.
         if bit // 8 + 4 < SECRET_BYTES:
             seed[bit // 8 + 4] ^= 1 << (bit % 8)
-        other = np.zeros(8, np.uint32)
-        add_mask(other, bytes(seed).ljust(32, b"\0"))
-        seen.add(other.tobytes())
+        seen.add(masked(seed))
     assert len(seen) == 1 + 8 * SECRET_BYTES
 
 

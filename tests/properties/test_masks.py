@@ -63,7 +63,7 @@ def test_a_device_without_enough_neighbours_counts_as_not_arrived_and_costs_the_
     updates = {name: np.full(3, index, np.uint32) for index, name in enumerate(arrived, start=1)}
     opening = round_.opening(arrived)
     assert lonely in opening.left_out
-    assert lonely in opening.ask.missing
+    assert lonely in opening.missing
     sealed = {name: round_.seal(name, updates[name]) for name in arrived}
     total = masked_total(sealed, arrived)
     for name in opening.left_out:

@@ -1,0 +1,1 @@
+"""The part of a member of the population that opens sums: rules kept on disk, and the talk with the coordinator."""
