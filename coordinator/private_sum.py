@@ -60,10 +60,10 @@ def check_private_rounds(plan: TrainingPlan, policy: RoundPolicy) -> None:
         )
     # With over-selection a cohort grows to whom completion asks, and every one of them may report.
     largest = policy.report_goal if policy.over_selection == 1 else policy.max_waiting
-    if largest > spec.max_contributors(plan.num_parameters):
+    if largest > plan.max_contributors:
         raise InvalidConfig(
             f"a round could have {largest} reports, and their sum leave its 32-bit words after "
-            f"{spec.max_contributors(plan.num_parameters)}: lower report_goal, over_selection or grid_bits"
+            f"{plan.max_contributors}: lower report_goal, over_selection or grid_bits"
         )
 
 
@@ -159,7 +159,7 @@ class _PrivateSum:
         self._check_open()
         if update.integers is None or update.integers.shape != self._total.shape:
             raise UpdateMismatch("not an integer update of this model")
-        if self.num_folded >= self._spec.max_contributors(self._plan.num_parameters):
+        if self.num_folded >= self._plan.max_contributors:
             raise UpdateMismatch(f"after {self.num_folded} updates one more could leave the 32-bit words of the sum")
         np.add(self._total, update.integers, out=self._total)
         self.num_folded += 1

@@ -5,6 +5,8 @@
     ├── OversizedSealed      longer than the limit; nothing was parsed (theirs, permanent)
     ├── BoxNotOpened         a sealed box of another key, round or party, or a changed one (theirs, permanent)
     ├── OpeningRefused       a rule of an opener forbids to answer; has a reason (theirs; permanent but for NOT_READY)
+    ├── EncryptionUnavailable  TenSEAL, which is optional, is not installed here (ours: the owner installs it)
+    ├── ForecastExceeded     an encrypted round would cost more than it may (ours: settings; says what to do)
     ├── OpeningFailed        answers that do not fit together: no sum can be formed (theirs, permanent)
     │   └── SharesDisagree     members of a committee contradict each other (theirs; more answers may settle it)
     ├── SealingRefused       a round that could not hide a device: it does not seal for it (theirs, permanent)
@@ -28,6 +30,8 @@ __all__ = [
     "DirectoryForked",
     "DirectoryRefused",
     "DirectoryRolledBack",
+    "EncryptionUnavailable",
+    "ForecastExceeded",
     "MalformedDirectory",
     "MalformedSealed",
     "OpeningFailed",
@@ -70,12 +74,22 @@ class RefusalCause(enum.Enum):
     """A device with too few neighbours that arrived."""
     OUT_OF_RANGE = "out_of_range"
     """The sum could leave the numbers that it is taken in."""
+    WRONG_TOTAL = "wrong_total"
+    """What was to be decrypted is not the sum of the contributors' updates."""
     NOT_READY = "not_ready"
     """The opener cannot keep what it must keep before it answers; ask again."""
 
 
 class SecureSumError(Exception):
     """Base of this package's errors."""
+
+
+class EncryptionUnavailable(SecureSumError):
+    """TenSEAL is not installed."""
+
+
+class ForecastExceeded(SecureSumError):
+    """An encrypted round would cost more than it may."""
 
 
 class MalformedSealed(SecureSumError):

@@ -17,6 +17,7 @@ from wire_protocol.blobs import BlobRef
 from wire_protocol.identifiers import IDENTIFIER_PATTERN, checked_identifier
 
 __all__ = [
+    "ENCRYPTED_SUM_MODULUS",
     "Confidentiality",
     "EncryptedSums",
     "HelperSums",
@@ -26,6 +27,8 @@ __all__ = [
     "committee_threshold",
 ]
 
+ENCRYPTED_SUM_MODULUS: Final = 1_073_692_673
+"""t: encrypted sums are exact modulo this prime (`secure_sum.bfv`)."""
 _NUM_HELPERS: Final = 3
 _MIN_COMMITTEE: Final = 3
 _KEY_BYTES: Final = 32
@@ -121,13 +124,28 @@ def committee_threshold(num_members: int) -> int:
 
 
 class EncryptedSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="by", tag="he"):
-    """Homomorphic encryption: the coordinator adds ciphertexts, and a key authority decrypts their sum alone."""
+    """Homomorphic encryption: the coordinator adds ciphertexts, and a key authority decrypts their sum alone.
+
+    Raises:
+        ValueError: The scheme is CKKS; says why.
+    """
 
     key_authority: SumOpener
-    public_context: BlobRef
-    """The public key and parameters, as TenSEAL writes them."""
+    keys: BlobRef
+    """What the key authority released and signed: public key, and the tag secret for each device
+    (`secure_sum.encryption_keys`)."""
     directory: BlobRef
     """The key directory that the key authority stands in."""
+    scheme: Literal["bfv", "ckks"] = "bfv"
+    """BFV is exact. ``ckks`` is refused: it is here so that who asks for it learns why."""
+
+    def __post_init__(self) -> None:
+        if self.scheme == "ckks":
+            raise ValueError(
+                "CKKS is refused: its decryptions carry the noise of the ciphertexts, and whoever has a ciphertext and its "
+                "decryption solves for the secret key (Li and Micciancio 2021, IND-CPA-D); its sums are approximate and "
+                "its ciphertexts 2.7 times as large. Use scheme = bfv, which is exact modulo 30 bits"
+            )
 
     @property
     def openers(self) -> tuple[SumOpener, ...]:

@@ -33,6 +33,7 @@ class OpeningRefusal(enum.Enum):
     WEAK_THRESHOLD = "weak_threshold"
     ISOLATED = "isolated"
     OUT_OF_RANGE = "out_of_range"
+    WRONG_TOTAL = "wrong_total"
     NOT_READY = "not_ready"
     """The only one that may pass: the same request can be made again."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from wire_protocol.confidentiality import Confidentiality
+from wire_protocol.confidentiality import ENCRYPTED_SUM_MODULUS, Confidentiality, EncryptedSums
 from wire_protocol.errors import MalformedMessage, OversizedMessage
 from wire_protocol.limits import MAX_CONTROL_BYTES, MAX_TENSORS
 from wire_protocol.model_contract import CONTRACT_VERSION
@@ -139,7 +139,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.privacy is not None:
             self.privacy.check_for(self.num_parameters)
         if self.confidentiality is not msgspec.UNSET:
-            _check_confidential(self.privacy)
+            _check_confidential(self)
 
     @property
     def label_shape(self) -> tuple[int, ...]:
@@ -162,6 +162,15 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.num_parameters + (0 if self.privacy is None else self.privacy.num_indicators)
 
     @property
+    def max_contributors(self) -> int:
+        """Most private updates whose sum is exact; 0 if the plan is not private."""
+        if self.privacy is None:
+            return 0
+        if isinstance(self.confidentiality, EncryptedSums):
+            return self.privacy.max_contributors(self.num_parameters, half_modulus=ENCRYPTED_SUM_MODULUS // 2)
+        return self.privacy.max_contributors(self.num_parameters)
+
+    @property
     def update_bytes(self) -> int:
         """Size of the tensor data of a checkpoint or client update, in bytes."""
         return 4 * self.num_parameters
@@ -175,8 +184,9 @@ def _check_query(query: Query, plan: TrainingPlan) -> None:
         raise ValueError(f"the weights of a plan with this query must be one vector of {query.num_cells}")
 
 
-def _check_confidential(privacy: PrivacySpec | None) -> None:
+def _check_confidential(plan: TrainingPlan) -> None:
     """A sum is taken of integers, and of enough of them; and who adds noise must not need to see single updates."""
+    privacy = plan.privacy
     if privacy is None:
         raise ValueError("a confidential sum is taken of integers: give the plan a privacy (16 grid units of noise do)")
     if privacy.mode == "central":
@@ -185,6 +195,11 @@ def _check_confidential(privacy: PrivacySpec | None) -> None:
         )
     if privacy.min_contributors < _FEWEST_IN_A_SUM:
         raise ValueError("min_contributors must be at least 2: the sum of one is that one")
+    if plan.max_contributors < privacy.min_contributors:
+        raise ValueError(
+            f"an encrypted sum of {privacy.min_contributors} updates could leave its {ENCRYPTED_SUM_MODULUS.bit_length()} "
+            "bits: lower grid_bits"
+        )
 
 
 def encode_plan(plan: TrainingPlan) -> bytes:

@@ -232,17 +232,28 @@ class PrivacySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             return whole
         return whole / math.sqrt(self.honest_contributors)
 
-    def max_contributors(self, num_parameters: int) -> int:
-        """Most updates whose sum cannot leave the 32-bit word: values at their bound, noise at 12 standard deviations."""
+    def max_contributors(self, num_parameters: int, *, half_modulus: int = _WORD) -> int:
+        """Most updates whose sum cannot wrap around: values at their bound, noise at 12 standard deviations.
+
+        Args:
+            num_parameters: d.
+            half_modulus: What a sum's absolute value must stay below: 2^31 in words of 32 bits.
+        """
         share = self.share_stddev_units(num_parameters)
         value = self.sensitivity_units(num_parameters)
         if self.mode == "central":
             # Noise is added to the sum after it has been read, outside the word.
-            return math.floor((_WORD - 1) / value)
-        # n * value + 12 * share * sqrt(n) < 2**31, solved for sqrt(n).
+            return math.floor((half_modulus - 1) / value)
+        # n * value + 12 * share * sqrt(n) < half_modulus, solved for sqrt(n).
         half = _TAIL_STDDEVS * share / 2.0
-        root = (math.sqrt(half * half + value * _WORD) - half) / value
+        root = (math.sqrt(half * half + value * half_modulus) - half) / value
         return max(0, math.floor(root * root))
+
+    def largest_honest_sum(self, num_parameters: int, num_contributors: int) -> float:
+        """What no number of a sum exceeds unless a device lies: values at their bound, noise at 12 deviations."""
+        share = self.share_stddev_units(num_parameters)
+        value = self.sensitivity_units(num_parameters)
+        return num_contributors * value + _TAIL_STDDEVS * share * math.sqrt(num_contributors)
 
     def event(self, num_parameters: int) -> PrivacyEvent:
         """What taking part once costs, by the sensitivity that follows from the clip."""

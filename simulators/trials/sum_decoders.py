@@ -3,9 +3,12 @@
 import hashlib
 from typing import Final
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from secure_sum import bfv
+from secure_sum.ciphertext import Ciphertext, decode_ciphertext, encode_ciphertext
 from secure_sum.directory_entries import (
     MemberKeys,
     MemberRole,
@@ -15,7 +18,8 @@ from secure_sum.directory_entries import (
     encode_request,
 )
 from secure_sum.directory_pin import decode_pin, encode_pin, pin_of
-from secure_sum.errors import DirectoryError, MalformedDirectory
+from secure_sum.encryption_keys import decode_encryption_keys, release_encryption_keys
+from secure_sum.errors import DirectoryError, MalformedDirectory, MalformedSealed, OversizedSealed
 from secure_sum.key_directory import (
     KeyDirectory,
     add_member,
@@ -31,6 +35,7 @@ __all__ = ["sample_directory", "sample_member", "sum_decoders"]
 
 _POPULATION: Final = "p"
 _FEW: Final = 0.3
+_RARE: Final = 0.02
 
 
 def sample_member(member_id: str, *, seed: int, role: MemberRole = MemberRole.DEVICE) -> MemberKeys:
@@ -61,6 +66,57 @@ def sample_directory() -> KeyDirectory:
 
 def sum_decoders() -> list[Decoder]:
     """The decoders that need no file."""
+    return [*_directory_decoders(), *_encryption_decoders()]
+
+
+def _encryption_decoders() -> list[Decoder]:
+    """What comes with homomorphic encryption; TenSEAL's own reader too, where it is installed."""
+    payload = encode_ciphertext(Ciphertext(num_values=5000, tags=(1, 2, 3, 4), chunks=(b"one", b"two")))
+    keys = release_encryption_keys(
+        population=_POPULATION,
+        authority_id="ka",
+        public_key=b"public key",
+        tag_secret=bytes(32),
+        sealing_keys={"d1": sample_member("d1", seed=1).sealing_key},
+        sign=Ed25519PrivateKey.from_private_bytes(bytes(32)).sign,
+        random_bytes=lambda count: bytes([7]) * count,
+    )
+    decoders = [
+        Decoder(
+            name="encrypted update",
+            decode=lambda data: decode_ciphertext(data, num_values=5000),
+            documented=(MalformedSealed, OversizedSealed),
+            seeds=[payload],
+            covers=("secure_sum.ciphertext.decode_ciphertext",),
+        ),
+        Decoder(
+            name="encryption keys",
+            decode=decode_encryption_keys,
+            documented=(MalformedSealed, OversizedSealed),
+            seeds=[keys.encode()],
+            covers=("secure_sum.encryption_keys.decode_encryption_keys",),
+        ),
+    ]
+    if not bfv.is_available():
+        return decoders
+    public = bfv.make_key_pair().public
+    [ciphertext] = bfv.Encryptor(public).encrypt(np.arange(3))
+    adder = bfv.CiphertextAdder(public, num_values=3)
+    return [
+        *decoders,
+        Decoder(
+            name="ciphertext",
+            decode=lambda data: adder.add([data]),
+            documented=(MalformedSealed,),
+            seeds=[ciphertext],
+            covers=(),
+            max_bytes=100_000,
+            share=_RARE,
+        ),
+    ]
+
+
+def _directory_decoders() -> list[Decoder]:
     directory = sample_directory()
     return [
         Decoder(

@@ -79,3 +79,9 @@ def test_no_registry_host_and_no_lock_file_is_committed():
         assert path.name not in {"uv.lock", "package-lock.json", "poetry.lock"}
         if path.suffix in {".py", ".md", ".toml", ".cfg", ""} and path != Path(__file__).resolve():
             assert not hosts.search(path.read_text(errors="ignore")), name
+
+
+def test_tenseal_is_imported_by_one_module_and_only_when_it_is_used():
+    importing = [path for path in MODULES if re.search(r"^\s*(import|from) tenseal", path.read_text(), re.MULTILINE)]
+    assert [str(path.relative_to(ROOT)) for path in importing] == ["secure_sum/bfv.py"]
+    assert not re.search(r"^(import|from) tenseal", importing[0].read_text(), re.MULTILINE)

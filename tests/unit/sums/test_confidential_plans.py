@@ -18,7 +18,7 @@ BLOB = split_blob(bytes(2048), piece_bytes=1024).ref
 WAYS = (
     HelperSums(helpers=OPENERS[:3], directory=BLOB),
     MaskedSums(committee=OPENERS, threshold=4, directory=BLOB),
-    EncryptedSums(key_authority=OPENERS[0], public_context=BLOB, directory=BLOB),
+    EncryptedSums(key_authority=OPENERS[0], keys=BLOB, directory=BLOB),
 )
 
 
@@ -98,3 +98,8 @@ def test_a_forged_plan_is_refused_when_it_is_read():
     data = encode_plan(plan(confidentiality=WAYS[0])).replace(b'"distributed"', b'"central"')
     with pytest.raises(MalformedMessage, match="central mode"):
         decode_plan(data)
+
+
+def test_ckks_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="IND-CPA-D"):
+        EncryptedSums(key_authority=OPENERS[0], keys=BLOB, directory=BLOB, scheme="ckks")
