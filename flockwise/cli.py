@@ -19,6 +19,7 @@ _VERBS = {
     "demo": ("flockwise.demo_command", "demo", "Train on real digits over MQTT, on this machine."),
     "edge": ("flockwise.edge_commands", "edge", "Run and inspect the device daemon."),
     "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
+    "freeze": ("flockwise.freeze_command", "freeze", "Turn a trained task into inference files for apps."),
     "privacy": ("flockwise.privacy_commands", "privacy", "Explain and calibrate differential privacy."),
     "query": ("flockwise.query_command", "query", "Ask the fleet a question, with differential privacy."),
     "simulate": ("flockwise.simulate_command", "simulate", "Simulate a fleet of any size."),

@@ -67,8 +67,8 @@ def export(
     MODEL is a .keras or .h5 file, or zoo:NAME for a model that comes with Flockwise (see --list-zoo); such a model
     brings its own plan, of which any part can be given otherwise (with another --optimizer, its learning rate and
     momentum are the general defaults). The bundle is model.tflite (builtin ops only, no weights), plan.json,
-    initial.safetensors and certificate.json. The exported file is run in LiteRT and compared with Keras; if they
-    differ, nothing is written.
+    initial.safetensors, graph.json (for flockwise freeze) and certificate.json. The exported file is run in LiteRT and
+    compared with Keras; if they differ, nothing is written.
 
     \b
     Exit codes:

@@ -44,8 +44,9 @@ def _read(directory: pathlib.Path) -> Certificate:
             (contract.BUNDLE_MODEL, certificate.model_sha256),
             (contract.BUNDLE_PLAN, certificate.plan_sha256),
             (contract.BUNDLE_CHECKPOINT, certificate.checkpoint_sha256),
+            (contract.BUNDLE_GRAPH, certificate.graph_sha256),
         ):
-            if hashlib.sha256((directory / name).read_bytes()).hexdigest() != certified:
+            if certified and hashlib.sha256((directory / name).read_bytes()).hexdigest() != certified:
                 raise click.UsageError(f"{directory / name} is not the file that was certified; export the model again")
     except OSError as error:
         raise click.UsageError(f"{directory} is not a bundle: {error}") from error

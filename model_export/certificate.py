@@ -68,6 +68,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     model_sha256: str
     plan_sha256: str
     checkpoint_sha256: str
+    graph_sha256: str = ""
+    """Of the graph that inference files are built from; empty in a bundle of before there was one."""
     model_bytes: int
     plan_bytes: int
     checkpoint_bytes: int

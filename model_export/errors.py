@@ -6,13 +6,17 @@ ExportError
 ├── UnsupportedOp            the converted file holds a Flex or custom op: a bug of a lowering, never the user's
 ├── ParityRefused            the converted file computes something else than Keras; carries the report
 ├── NotABundle               the output directory holds other files, which a new bundle would replace
-└── UnreadableModel          the file named on the command line is not a Keras model
+├── UnreadableModel          the file named on the command line is not a Keras model
+├── UnreadableGraph          a bundle's graph is missing, damaged, or of a later version
+└── FreezingRefused          the inference file does not compute what the model file computes, or int8 was asked in vain
 """
 
 __all__ = [
     "ExportError",
+    "FreezingRefused",
     "NotABundle",
     "ParityRefused",
+    "UnreadableGraph",
     "UnreadableModel",
     "UnsupportedLayer",
     "UnsupportedModel",
@@ -55,6 +59,14 @@ class NotABundle(ExportError):
 
 class UnreadableModel(ExportError):
     """The file is not a Keras model."""
+
+
+class UnreadableGraph(ExportError):
+    """A bundle's graph cannot be read."""
+
+
+class FreezingRefused(ExportError):
+    """An inference file would be wrong, or cannot be made."""
 
 
 class ParityRefused(ExportError):

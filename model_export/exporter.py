@@ -15,6 +15,7 @@ from model_export.bundle import Bundle, refuse_other_files, write_bundle
 from model_export.certificate import Certificate, LossReads, Tolerances, encode_certificate
 from model_export.conversion import convert
 from model_export.file_ops import count_ops, min_runtime_version, op_versions
+from model_export.graph_file import encode_graph
 from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
 from model_export.keras_weights import travelling_weights
@@ -58,7 +59,7 @@ def export_model(
     tolerances: Tolerances | None = None,
     **plan_fields: Unpack[PlanFields],
 ) -> ExportResult:
-    """Exports a Keras model as a bundle: model file, plan, initial checkpoint, parity certificate.
+    """Exports a Keras model as a bundle: model file, plan, initial checkpoint, graph, parity certificate.
 
     Args:
         model: A Keras model, Sequential or functional.
@@ -141,11 +142,13 @@ class _Converted:
 def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances) -> ExportResult:
     file, plan = converted.file, converted.plan
     encoded_plan, checkpoint = encode_plan(plan), encode_tensors(converted.initial)
+    graph = encode_graph(converted.graph)
     certificate = Certificate(
         contract_version=CONTRACT_VERSION,
         model_sha256=hashlib.sha256(file).hexdigest(),
         plan_sha256=hashlib.sha256(encoded_plan).hexdigest(),
         checkpoint_sha256=hashlib.sha256(checkpoint).hexdigest(),
+        graph_sha256=hashlib.sha256(graph).hexdigest(),
         model_bytes=len(file),
         plan_bytes=len(encoded_plan),
         checkpoint_bytes=len(checkpoint),
@@ -169,5 +172,11 @@ def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances)
         num_kept_jumpy_examples=report.num_kept_jumpy_examples,
         versions={package: importlib.metadata.version(package) for package in _REPORTED_PACKAGES},
     )
-    bundle = Bundle(model=file, plan=encoded_plan, checkpoint=checkpoint, certificate=encode_certificate(certificate))
+    bundle = Bundle(
+        model=file,
+        plan=encoded_plan,
+        checkpoint=checkpoint,
+        graph=graph,
+        certificate=encode_certificate(certificate),
+    )
     return ExportResult(plan=plan, certificate=certificate, bundle=bundle)

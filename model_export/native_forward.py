@@ -5,7 +5,8 @@ None of the lowerings is used, so that comparing an exported file with a simulat
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -34,7 +35,13 @@ __all__ = ["native_logits"]
 
 
 def native_logits(
-    graph: ModelGraph, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None, *, training: bool = False
+    graph: ModelGraph,
+    weights: Sequence[Tensor],
+    x: Tensor,
+    tickets: Tensor | None,
+    *,
+    training: bool = False,
+    layers: Mapping[type, Callable[[Any, Sequence[Any], Sequence[Any]], Any]] = NATIVE_LAYERS,
 ) -> Tensor:
     """The model's logits.
 
@@ -44,6 +51,7 @@ def native_logits(
         x: [n, ...] float32; n may be unknown.
         tickets: [n] int32, or ``None`` to leave dropout out.
         training: Whether batch normalisation is by the batch's statistics.
+        layers: How the less common operations are computed.
 
     Returns:
         [n, num_classes]: the model's output, or, if that is a softmax, what goes into it.
@@ -54,6 +62,9 @@ def native_logits(
         inputs = [values[source] for source in node.inputs] or [x]
         if isinstance(node.operation, BatchNorm):
             values.append(native_batch_norm(node.operation, inputs[0], weights, training=training))
+            continue
+        if type(node.operation) in layers:
+            values.append(layers[type(node.operation)](node.operation, inputs, weights))
             continue
         values.append(_run(node, inputs, weights, tickets))
     return values[-1]
@@ -76,8 +87,6 @@ def _run(node: Node, inputs: Sequence[Tensor], weights: Sequence[Tensor], ticket
             return tf.nn.bias_add(x, weights[bias])
         case Add():
             return functools.reduce(tf.add, inputs)
-        case _ if type(node.operation) in NATIVE_LAYERS:
-            return NATIVE_LAYERS[type(node.operation)](node.operation, inputs, weights)
         case _:
             return _run_without_weights(node, x, tickets)
 

@@ -53,6 +53,7 @@ __all__ = [
     "ABSOLUTE_ERROR_SUM",
     "BUNDLE_CERTIFICATE",
     "BUNDLE_CHECKPOINT",
+    "BUNDLE_GRAPH",
     "BUNDLE_MODEL",
     "BUNDLE_PLAN",
     "CONTRACT_VERSION",
@@ -102,6 +103,7 @@ BUNDLE_MODEL: Final = "model.tflite"
 BUNDLE_PLAN: Final = "plan.json"
 BUNDLE_CHECKPOINT: Final = "initial.safetensors"
 BUNDLE_CERTIFICATE: Final = "certificate.json"
+BUNDLE_GRAPH: Final = "graph.json"
 
 
 def weight_name(index: int) -> str:

@@ -45,7 +45,7 @@ def test_the_wire_document_states_the_limits_in_force():
                                   ["coordinator", "broker-config"], ["coordinator", "broker-login"], ["coordinator", "probe-acl"], ["coordinator", "devices"], ["coordinator", "devices", "list"],
                                   ["coordinator", "devices", "show"], ["coordinator", "devices", "revoke"],
                                   ["coordinator", "devices", "reinstate"], ["edge", "enrol"], ["edge", "reset"],
-                                  ["demo"], ["export"], ["simulate"], ["query", "count"], ["query", "mean"],
+                                  ["demo"], ["export"], ["freeze"], ["simulate"], ["query", "count"], ["query", "mean"],
                                   ["query", "histogram"], ["query", "quantiles"], ["edge", "run"],
                                   ["edge", "once"], ["edge", "doctor"], ["edge", "eligible"], ["edge", "show-config"],
                                   ["edge", "import-data"], ["privacy", "explain"], ["privacy", "report"], ["edge", "budget"]])  # fmt: skip

@@ -13,6 +13,7 @@ from model_export.zoo import digits_mlp
 from wire_protocol.model_contract import (
     BUNDLE_CERTIFICATE,
     BUNDLE_CHECKPOINT,
+    BUNDLE_GRAPH,
     BUNDLE_MODEL,
     BUNDLE_PLAN,
     CONTRACT_VERSION,
@@ -22,8 +23,8 @@ from wire_protocol.tensors import decode_tensors
 
 pytestmark = pytest.mark.tensorflow
 
-SMALL = Bundle(model=b"model", plan=b"plan", checkpoint=b"checkpoint", certificate=b"certificate")
-OTHER = Bundle(model=b"other", plan=b"other", checkpoint=b"other", certificate=b"other")
+SMALL = Bundle(model=b"model", plan=b"plan", checkpoint=b"checkpoint", graph=b"graph", certificate=b"certificate")
+OTHER = Bundle(model=b"other", plan=b"other", checkpoint=b"other", graph=b"other", certificate=b"other")
 
 
 def contents(directory):
@@ -35,7 +36,7 @@ def test_an_exported_directory_decodes_by_the_wire_protocol(tmp_path):
     directory = tmp_path / "deep" / "bundle"
     export_model(model, out_dir=directory, batch_size=4, learning_rate=0.125, num_epochs=3, seed=11)
     files = contents(directory)
-    assert set(files) == {BUNDLE_MODEL, BUNDLE_PLAN, BUNDLE_CHECKPOINT, BUNDLE_CERTIFICATE}
+    assert set(files) == {BUNDLE_MODEL, BUNDLE_PLAN, BUNDLE_CHECKPOINT, BUNDLE_GRAPH, BUNDLE_CERTIFICATE}
     plan = decode_plan(files[BUNDLE_PLAN])
     assert (plan.batch_size, plan.learning_rate, plan.num_epochs, plan.seed) == (4, 0.125, 3, 11)
     assert (plan.input_shape, plan.num_classes, plan.has_dropout) == ((64,), 10, False)
@@ -95,7 +96,7 @@ def test_a_file_in_the_way_is_left_alone(tmp_path):
 
 def test_a_failed_write_leaves_the_earlier_bundle_and_no_scraps(tmp_path):
     write_bundle(SMALL, tmp_path / "bundle")
-    broken = Bundle(model=b"new", plan=b"new", checkpoint="not bytes", certificate=b"new")  # type: ignore[arg-type]
+    broken = Bundle(model=b"new", plan=b"new", checkpoint="not bytes", graph=b"new", certificate=b"new")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         write_bundle(broken, tmp_path / "bundle")
     assert contents(tmp_path / "bundle") == dict(SMALL.files)

@@ -1,0 +1,199 @@
+"""Inference files of a task at given weights: built, compared with the trainable file, measured, described on a card."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model_export.errors import FreezingRefused
+from model_export.file_ops import count_ops, min_runtime_version, op_versions
+from model_export.frozen_model import FrozenModel
+from model_export.graph_file import decode_graph
+from model_export.inference_card import FileCard, InferenceCard, Int8Card, Origin, encode_card
+from model_export.inference_run import answers_of, infer_all, quantisation_of, trained_outputs
+from model_export.operations import ModelGraph
+from wire_protocol.plan import REGRESSION_LOSSES, TrainingPlan
+from wire_protocol.tensors import Tensors
+
+__all__ = ["CARD_NAME", "FILE_NAMES", "FLOAT_NAME", "INT8_NAME", "Examples", "FrozenFiles", "TrainedTask", "freeze"]
+
+FLOAT_NAME: Final = "model_float32.tflite"
+INT8_NAME: Final = "model_int8.tflite"
+CARD_NAME: Final = "card.json"
+FILE_NAMES: Final = frozenset((FLOAT_NAME, INT8_NAME, CARD_NAME))
+
+_TOLERANCE: Final = 1e-5
+_NUM_COMPARED: Final = 64
+_MAX_CALIBRATION: Final = 256
+_MAX_HELD_OUT: Final = 2048
+_LEAST_EXAMPLES: Final = 20
+_REPORTED_PACKAGES: Final = ("ai-edge-litert", "keras", "numpy", "tensorflow")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainedTask:
+    """What is frozen."""
+
+    plan: TrainingPlan
+    model: bytes
+    """The trainable file."""
+    graph: bytes
+    """The bundle's graph file."""
+    weights: Tensors
+    origin: Origin
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Examples:
+    """Typical examples: some of them set the ranges of int8, the others are held out."""
+
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FrozenFiles:
+    """The files by name, and the card, which is one of them."""
+
+    files: Mapping[str, bytes]
+    card: InferenceCard
+
+
+def freeze(
+    task: TrainedTask,
+    *,
+    batch_size: int = 1,
+    examples: Examples | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> FrozenFiles:
+    """Makes the float32 file, and with ``examples`` also the int8 one.
+
+    Args:
+        task: What to freeze.
+        batch_size: Examples per call of the files.
+        examples: For int8: at least 20, as the plan has them.
+        on_stage: Called with the name of each stage as it begins.
+
+    Raises:
+        UnreadableGraph: The bundle's graph is damaged.
+        UnsupportedOp: An op has no TFLite builtin.
+        FreezingRefused: The float32 file leaves the trainable one's ``infer`` by more than 1e-5, or int8 is not
+            possible; nothing is returned.
+    """
+    graph = _graph_of(task)
+    if examples is not None:
+        _refuse_wrong_examples(examples, task.plan)
+    frozen = FrozenModel(graph, task.weights, batch_size)
+    on_stage("freezing as float32")
+    float_model = frozen.as_float()
+    compared = _check_inputs(task.plan, graph)
+    float_error = _float_error(float_model, task, compared)
+    files, int8 = {FLOAT_NAME: float_model}, None
+    if examples is not None:
+        on_stage("quantising to int8")
+        files[INT8_NAME], int8 = _quantise(frozen, float_model, examples, task.plan, graph)
+    card = InferenceCard(
+        origin=task.origin,
+        batch_size=batch_size,
+        input_shape=task.plan.input_shape,
+        num_outputs=task.plan.num_classes,
+        loss=task.plan.loss,
+        output=_kind_of_output(graph),
+        float32=_file_card(FLOAT_NAME, float_model),
+        float_error=float_error,
+        num_inputs_compared=len(compared),
+        int8=int8,
+        versions={package: importlib.metadata.version(package) for package in _REPORTED_PACKAGES},
+    )
+    return FrozenFiles(files={**files, CARD_NAME: encode_card(card)}, card=card)
+
+
+def _graph_of(task: TrainedTask) -> ModelGraph:
+    graph, plan = decode_graph(task.graph), task.plan
+    shapes = tuple(spec.shape for spec in plan.weights)
+    if (graph.weight_shapes, graph.input_shape, graph.loss.name) != (shapes, plan.input_shape, plan.loss):
+        raise FreezingRefused("the bundle's graph is another model's than its plan: export the model again")
+    return graph
+
+
+def _refuse_wrong_examples(examples: Examples, plan: TrainingPlan) -> None:
+    if examples.x.shape[1:] != plan.input_shape:
+        raise FreezingRefused(
+            f"examples have the shape {list(examples.x.shape[1:])}, the task's {list(plan.input_shape)}: import them "
+            "with 'flockwise edge import-data --shape'"
+        )
+    if examples.y.shape[1:] != plan.label_shape:
+        raise FreezingRefused(f"labels are not those of {plan.loss}: one is {list(plan.label_shape)}")
+    if len(examples.x) < _LEAST_EXAMPLES:
+        raise FreezingRefused(f"{len(examples.x)} examples cannot show what int8 costs: give {_LEAST_EXAMPLES} or more")
+
+
+def _check_inputs(plan: TrainingPlan, graph: ModelGraph) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(plan.seed)
+    shape = (_NUM_COMPARED, *plan.input_shape)
+    if graph.num_tokens:
+        return rng.integers(0, graph.num_tokens, shape).astype(np.float32)
+    return np.where(rng.random((_NUM_COMPARED, *(1 for _ in plan.input_shape))) < 0.5,  # noqa: PLR2004 - one half each
+                    rng.random(shape), rng.standard_normal(shape)).astype(np.float32)  # fmt: skip
+
+
+def _float_error(model: bytes, task: TrainedTask, x: npt.NDArray[np.float32]) -> float:
+    expected = trained_outputs(task.model, task.plan, task.weights, x)
+    error = float(np.abs(infer_all(model, x) - expected).max()) / max(1.0, float(np.abs(expected).max()))
+    if not error <= _TOLERANCE:  # not the same as >: a NaN is refused
+        raise FreezingRefused(
+            f"the float32 file's outputs are off by {error:.3g} from the trainable file's, tolerance {_TOLERANCE:.0e}: "
+            "is graph.json of this bundle?"
+        )
+    return error
+
+
+def _quantise(
+    frozen: FrozenModel, float_model: bytes, examples: Examples, plan: TrainingPlan, graph: ModelGraph
+) -> tuple[bytes, Int8Card]:
+    order = np.random.default_rng(plan.seed).permutation(len(examples.x))
+    num_calibration = min(_MAX_CALIBRATION, len(order) // 2)
+    held_out = order[num_calibration : num_calibration + _MAX_HELD_OUT]
+    model = frozen.as_int8(examples.x[order[:num_calibration]])
+    x, y = examples.x[held_out], examples.y[held_out]
+    exact, rough = infer_all(float_model, x), infer_all(model, x)
+    threshold = 0.0 if graph.output_activation is None else 0.5
+    right, rounded = (answers_of(output, y, plan, threshold=threshold) for output in (exact, rough))
+    of_input, of_output = quantisation_of(model)
+    errors = np.abs(exact - rough)
+    card = Int8Card(
+        file=_file_card(INT8_NAME, model),
+        input_scale=of_input.scale,
+        input_zero_point=of_input.zero_point,
+        output_scale=of_output.scale,
+        output_zero_point=of_output.zero_point,
+        num_calibration=num_calibration,
+        num_held_out=len(held_out),
+        float_accuracy=None if right is None else right.accuracy,
+        int8_accuracy=None if rounded is None else rounded.accuracy,
+        agreement=None if right is None or rounded is None else float(np.mean(right.given == rounded.given)),
+        max_output_error=float(errors.max()),
+        mean_output_error=float(errors.mean()),
+    )
+    return model, card
+
+
+def _kind_of_output(graph: ModelGraph) -> Any:
+    if graph.loss.name in REGRESSION_LOSSES:
+        return "numbers"
+    return "logits" if graph.output_activation is None else "probabilities"
+
+
+def _file_card(name: str, model: bytes) -> FileCard:
+    return FileCard(
+        name=name,
+        sha256=hashlib.sha256(model).hexdigest(),
+        num_bytes=len(model),
+        op_counts=count_ops(model),
+        op_versions=op_versions(model),
+        min_runtime_version=min_runtime_version(model),
+    )
