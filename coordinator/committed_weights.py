@@ -102,7 +102,7 @@ def _checked(leaves: list[tuple[str, StoredLeaf]], bundle: TaskBundle) -> Tensor
     num_weights = leaves[0][1] if leaves else None
     if not isinstance(num_weights, int):
         raise CheckpointDamaged("it is no server state")
-    arrays = [np.asarray(leaf) for _, leaf in leaves[1 : 1 + num_weights]]
+    arrays = [leaf for _, leaf in leaves[1 : 1 + num_weights] if isinstance(leaf, np.ndarray)]
     try:
         return decode_tensors(encode_tensors(arrays), bundle.plan.weights)
     except WireError as error:

@@ -35,7 +35,14 @@ _EXIT_REFUSED = 4
 @click.option(
     "--calibration",
     type=click.Path(exists=True, path_type=pathlib.Path),
-    help="Typical examples, as devices have them: a directory of edge import-data, or a .csv file.",
+    help="Your own typical examples, at least 100: a directory of edge import-data, or a .csv file.",
+)
+@click.option(
+    "--max-accuracy-loss",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.02,
+    show_default=True,
+    help="Share of right answers that int8 may cost.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the card as one JSON object.")
 @click.option("--dry-run", is_flag=True, help="Make, compare and measure, but write nothing; --out is then optional.")
@@ -47,6 +54,7 @@ def freeze(
     batch_size: int,
     is_int8: bool,
     calibration: pathlib.Path | None,
+    max_accuracy_loss: float,
     as_json: bool,
     dry_run: bool,
 ) -> None:
@@ -55,18 +63,21 @@ def freeze(
     Written are model_float32.tflite (weights inside, builtin ops only, one signature: infer), with --int8 also
     model_int8.tflite, and card.json, which says what they were made from and how far they are from what devices
     trained. With --int8, up to 256 of the examples (half at most) set the ranges; accuracy is measured on the others.
+    Nothing is read from devices.
 
     \b
     Exit codes:
       0  written (or, with --dry-run, would be)
       2  wrong usage: no such bundle or examples, a checkpoint of another task, --out holds other files
-      4  the float32 file leaves the trainable one by more than 1e-5, or the model cannot be quantised
+      4  the float32 file leaves the trainable one by more than 1e-5, the model cannot be quantised, or int8 costs more
+         accuracy than --max-accuracy-loss
     """  # noqa: D301 - \b is click's mark for a paragraph to leave alone
     if out is None and not dry_run:
         raise click.UsageError("name a directory with --out, or use --dry-run")
     if is_int8 != (calibration is not None):
         raise click.UsageError("--int8 and --calibration belong together")
-    made = _freeze(task_dir, checkpoint, None if dry_run else out, calibration, batch_size, quiet=as_json)
+    settings = {"batch_size": batch_size, "calibration": calibration, "max_accuracy_loss": max_accuracy_loss}
+    made = _freeze(task_dir, checkpoint, None if dry_run else out, settings, quiet=as_json)
     if as_json:
         click.echo(msgspec.json.encode(made.card).decode())
     else:
@@ -77,8 +88,7 @@ def _freeze(
     task_dir: pathlib.Path,
     checkpoint: pathlib.Path,
     out: pathlib.Path | None,
-    calibration: pathlib.Path | None,
-    batch_size: int,
+    settings: dict[str, Any],
     *,
     quiet: bool,
 ) -> Any:
@@ -86,14 +96,14 @@ def _freeze(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from coordinator.errors import CoordinatorError
     from edge_client.errors import DataError
-    from model_export.errors import ExportError, NotABundle, UnreadableGraph
+    from model_export.errors import ExportError, NotABundle, UnreadableGraph, UnusableExamples
     from model_export.whole_directory import refuse_strange_files, write_directory
 
     console = rich.console.Console(stderr=True, quiet=quiet)
     with console.status("reading the task") as status:
         try:
             task = _read_task(task_dir, checkpoint)
-            examples = None if calibration is None else _read_examples(calibration)
+            examples = _read_examples(settings, task["plan"])
             status.update("loading TensorFlow")
             from model_export import freezing
 
@@ -101,13 +111,13 @@ def _freeze(
                 refuse_strange_files(out, known=freezing.FILE_NAMES)
             made = freezing.freeze(
                 freezing.TrainedTask(**task),
-                batch_size=batch_size,
+                batch_size=settings["batch_size"],
                 examples=None if examples is None else freezing.Examples(**examples),
                 on_stage=status.update,
             )
             if out is not None:
                 write_directory(made.files, out, known=freezing.FILE_NAMES)
-        except (CoordinatorError, DataError, NotABundle, UnreadableGraph) as error:
+        except (CoordinatorError, DataError, NotABundle, UnreadableGraph, UnusableExamples) as error:
             _fail(error, _EXIT_USAGE)
         except ExportError as error:
             _fail(error, _EXIT_REFUSED)
@@ -151,14 +161,25 @@ def _read_task(task_dir: pathlib.Path, checkpoint: pathlib.Path) -> dict[str, An
     }
 
 
-def _read_examples(path: pathlib.Path) -> dict[str, Any]:
+def _read_examples(settings: dict[str, Any], plan: Any) -> dict[str, Any] | None:
+    """Reads and checks examples as a device does."""
     import numpy as np
 
     from edge_client.example_store import open_examples, verify_examples
+    from edge_client.labels import labels_for
+    from edge_client.training import check_examples
 
+    if (path := settings["calibration"]) is None:
+        return None
     verify_examples(path)
     examples = open_examples(path)
-    return {"x": examples.inputs(np.arange(examples.num_examples, dtype=np.int64)), "y": examples.labels}
+    check_examples(plan, examples)
+    x = examples.inputs(np.arange(examples.num_examples, dtype=np.int64))
+    return {
+        "x": x.reshape(-1, *plan.input_shape),
+        "y": labels_for(plan, examples.labels),
+        "max_accuracy_loss": settings["max_accuracy_loss"],
+    }
 
 
 def _fail(error: Exception, exit_code: int) -> NoReturn:

@@ -8,7 +8,8 @@ ExportError
 ├── NotABundle               the output directory holds other files, which a new bundle would replace
 ├── UnreadableModel          the file named on the command line is not a Keras model
 ├── UnreadableGraph          a bundle's graph is missing, damaged, or of a later version
-└── FreezingRefused          the inference file does not compute what the model file computes, or int8 was asked in vain
+├── UnusableExamples         too few examples to quantise with, or not the task's
+└── FreezingRefused          an inference file does not compute what the model file computes, or int8 was asked in vain
 """
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "UnsupportedLayer",
     "UnsupportedModel",
     "UnsupportedOp",
+    "UnusableExamples",
 ]
 
 
@@ -63,6 +65,10 @@ class UnreadableModel(ExportError):
 
 class UnreadableGraph(ExportError):
     """A bundle's graph cannot be read."""
+
+
+class UnusableExamples(ExportError):
+    """Examples that int8 cannot be made or measured with."""
 
 
 class FreezingRefused(ExportError):

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from model_export.errors import FreezingRefused
+from model_export.errors import FreezingRefused, UnusableExamples
 from model_export.file_ops import count_ops, min_runtime_version, op_versions
 from model_export.frozen_model import FrozenModel
 from model_export.graph_file import decode_graph
@@ -19,7 +19,17 @@ from model_export.operations import ModelGraph
 from wire_protocol.plan import REGRESSION_LOSSES, TrainingPlan
 from wire_protocol.tensors import Tensors
 
-__all__ = ["CARD_NAME", "FILE_NAMES", "FLOAT_NAME", "INT8_NAME", "Examples", "FrozenFiles", "TrainedTask", "freeze"]
+__all__ = [
+    "CARD_NAME",
+    "FILE_NAMES",
+    "FLOAT_NAME",
+    "INT8_NAME",
+    "LEAST_EXAMPLES",
+    "Examples",
+    "FrozenFiles",
+    "TrainedTask",
+    "freeze",
+]
 
 FLOAT_NAME: Final = "model_float32.tflite"
 INT8_NAME: Final = "model_int8.tflite"
@@ -30,7 +40,8 @@ _TOLERANCE: Final = 1e-5
 _NUM_COMPARED: Final = 64
 _MAX_CALIBRATION: Final = 256
 _MAX_HELD_OUT: Final = 2048
-_LEAST_EXAMPLES: Final = 20
+LEAST_EXAMPLES: Final = 100
+"""For int8. Half of them are held out: one more wrong answer is then no more than the accuracy that may be lost."""
 _REPORTED_PACKAGES: Final = ("ai-edge-litert", "keras", "numpy", "tensorflow")
 
 
@@ -49,10 +60,14 @@ class TrainedTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Examples:
-    """Typical examples: some of them set the ranges of int8, the others are held out."""
+    """Typical examples for int8, the engineer's own: some of them set the ranges, the others are held out."""
 
     x: npt.NDArray[np.float32]
+    """[n, ...], as the plan has inputs."""
     y: npt.NDArray[Any]
+    """Labels as the plan has them."""
+    max_accuracy_loss: float = 0.02
+    """Share of right answers among those held out that int8 may cost."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +90,15 @@ def freeze(
     Args:
         task: What to freeze.
         batch_size: Examples per call of the files.
-        examples: For int8: at least 20, as the plan has them.
+        examples: For int8, at least ``LEAST_EXAMPLES``.
         on_stage: Called with the name of each stage as it begins.
 
     Raises:
         UnreadableGraph: The bundle's graph is damaged.
         UnsupportedOp: An op has no TFLite builtin.
-        FreezingRefused: The float32 file leaves the trainable one's ``infer`` by more than 1e-5, or int8 is not
-            possible; nothing is returned.
+        UnusableExamples: Too few, or not as the plan has them.
+        FreezingRefused: The float32 file leaves the trainable one's ``infer`` by more than 1e-5, int8 is not possible,
+            or costs more accuracy than it may. In all cases nothing is returned.
     """
     graph = _graph_of(task)
     if examples is not None:
@@ -121,15 +137,11 @@ def _graph_of(task: TrainedTask) -> ModelGraph:
 
 
 def _refuse_wrong_examples(examples: Examples, plan: TrainingPlan) -> None:
-    if examples.x.shape[1:] != plan.input_shape:
-        raise FreezingRefused(
-            f"examples have the shape {list(examples.x.shape[1:])}, the task's {list(plan.input_shape)}: import them "
-            "with 'flockwise edge import-data --shape'"
-        )
-    if examples.y.shape[1:] != plan.label_shape:
-        raise FreezingRefused(f"labels are not those of {plan.loss}: one is {list(plan.label_shape)}")
-    if len(examples.x) < _LEAST_EXAMPLES:
-        raise FreezingRefused(f"{len(examples.x)} examples cannot show what int8 costs: give {_LEAST_EXAMPLES} or more")
+    for what, array, shape in (("inputs", examples.x, plan.input_shape), ("labels", examples.y, plan.label_shape)):
+        if array.shape[1:] != shape:
+            raise UnusableExamples(f"{what} have the shape {list(array.shape[1:])}, the task's {list(shape)}")
+    if len(examples.x) < LEAST_EXAMPLES:
+        raise UnusableExamples(f"{len(examples.x)} examples cannot show what int8 costs: give {LEAST_EXAMPLES} or more")
 
 
 def _check_inputs(plan: TrainingPlan, graph: ModelGraph) -> npt.NDArray[np.float32]:
@@ -179,7 +191,20 @@ def _quantise(
         max_output_error=float(errors.max()),
         mean_output_error=float(errors.mean()),
     )
+    _refuse_loss(card, examples.max_accuracy_loss)
     return model, card
+
+
+def _refuse_loss(card: Int8Card, allowed: float) -> None:
+    if card.float_accuracy is None or card.int8_accuracy is None:
+        return
+    lost = card.float_accuracy - card.int8_accuracy
+    if lost > allowed + 1e-9:
+        raise FreezingRefused(
+            f"int8 answers {card.int8_accuracy:.1%} of {card.num_held_out} held-out examples rightly, float32 "
+            f"{card.float_accuracy:.1%}; {allowed:.1%} may be lost: use the float32 file (leave --int8 out), give more "
+            "typical examples, or allow more with --max-accuracy-loss"
+        )
 
 
 def _kind_of_output(graph: ModelGraph) -> Any:

@@ -6,7 +6,7 @@ import msgspec
 
 from wire_protocol.plan import LossName
 
-__all__ = ["FileCard", "InferenceCard", "Int8Card", "Origin", "decode_card", "encode_card"]
+__all__ = ["FileCard", "InferenceCard", "Int8Card", "Origin", "encode_card"]
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,15 +82,3 @@ class InferenceCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 def encode_card(card: InferenceCard) -> bytes:
     """Indented JSON: people read it."""
     return msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n"
-
-
-def decode_card(data: bytes) -> InferenceCard:
-    """Reads a card.
-
-    Raises:
-        msgspec.DecodeError: Not a card.
-    """
-    try:
-        return msgspec.json.decode(data, type=InferenceCard)
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise msgspec.DecodeError(f"not a card: {error}") from error

@@ -28,7 +28,8 @@ class Quantisation:
         """Numbers as the tensor holds them."""
         if not self.scale:
             return values
-        return np.clip(np.rint(values / self.scale) + self.zero_point, _INT8.min, _INT8.max).astype(np.int8)
+        steps = np.rint(values / np.float32(self.scale)) + self.zero_point
+        return np.asarray(np.clip(steps, _INT8.min, _INT8.max), np.int8)
 
     def decode(self, values: npt.NDArray[Any]) -> _Floats:
         """The numbers that a tensor stands for."""
