@@ -29,6 +29,10 @@ from edge_client.pending_report import PendingReport, decode_pending, encode_pen
 from edge_client.trainer_frames import Frame, JobFrame, ResultFrame, read_frame, read_job, read_result, write_frame
 from edge_client.training import TrainingJob
 from model_export.certificate import decode_certificate
+from model_export.errors import UnreadableGraph
+from model_export.graph_file import decode_graph, encode_graph
+from model_export.layer_operations import Standardize
+from model_export.operations import Activation, Bias, Dense, Input, ModelGraph, Node
 from simulators.mqtt_framing import PacketSplitter, PacketType, encode_packet, encode_string
 from simulators.trials.sample_messages import sample_messages, sample_metrics
 from wire_protocol.blobs import BlobAssembler, split_blob
@@ -290,8 +294,22 @@ def _stored_decoders() -> list[Decoder]:
             (encode_aggregation_spec(AggregationSpec()),),
             decode_aggregation_spec,
         ),
+        _one("model graph", decode_graph, (UnreadableGraph,), (encode_graph(_graph()),), decode_graph),
         _one("certificate", decode_certificate, (msgspec.DecodeError,), (b'{"format": 1, "cases": [{}]}',), decode_certificate),
     ]  # fmt: skip
+
+
+def _graph() -> ModelGraph:
+    """A frozen matrix on standardised inputs, and a trained bias."""
+    nodes = (
+        Node(operation=Input(), inputs=(), shape=(2,)),
+        Node(operation=Standardize(centre=(1.0, 2.0), deviation=(1.0, 0.5)), inputs=(0,), shape=(2,)),
+        Node(operation=Dense(kernel=1), inputs=(1,), shape=(4,)),
+        Node(operation=Bias(bias=0), inputs=(2,), shape=(4,)),
+        Node(operation=Activation(name="softmax"), inputs=(3,), shape=(4,)),
+    )
+    frozen = (np.ones((2, 4), np.float32),)
+    return ModelGraph(nodes=nodes, logits=3, weight_shapes=((4,),), weight_names=("bias",), frozen_weights=frozen)
 
 
 def _one(

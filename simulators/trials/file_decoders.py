@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from coordinator.checkpoints import CheckpointStore, encode_leaves
+from coordinator.committed_weights import read_weights
 from coordinator.errors import CheckpointDamaged, CoordinatorError, InvalidBundle
 from coordinator.privacy_record import RECORD_FILE, PrivacyRecord, read_privacy_record
 from coordinator.private_ca import make_authority, read_authority
@@ -20,7 +21,7 @@ from coordinator.releases.signing_keys import make_key, read_key
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, RoundJournal
 from coordinator.round_table import Member, RoundState
-from coordinator.task_bundle import read_task_bundle
+from coordinator.task_bundle import TaskBundle, read_task_bundle
 from coordinator.tff.server_artefact import read_server_artefact
 from edge_client.config_loader import load_config
 from edge_client.errors import ConfigError, DataError, IdentityError, StorageError
@@ -271,6 +272,7 @@ def _coordinator_decoders(scratch: Path) -> list[Decoder]:
             covers=("coordinator.checkpoints.CheckpointStore.load_latest",),
             share=_VERY_FEW,
         ),
+        _weights_decoder(scratch, TaskBundle(plan=plan, model_bytes=b"model", initial_weights=()), state),
         Decoder(
             name="server artefact",
             decode=lambda data: read_server_artefact(_place(server, ("schema.json",), data)),
@@ -282,6 +284,20 @@ def _coordinator_decoders(scratch: Path) -> list[Decoder]:
         _journal_decoder(scratch),
         _row_decoder(scratch),
     ]
+
+
+def _weights_decoder(scratch: Path, bundle: TaskBundle, state: bytes) -> Decoder:
+    """A coordinator's state, read beside it."""
+    states = scratch / "committed" / bundle.task_id / "states"
+    states.mkdir(parents=True)
+    return Decoder(
+        name="committed weights",
+        decode=_on_file(states / "state_0000000001.fwstate", lambda _: read_weights(scratch / "committed", bundle)),
+        documented=(CheckpointDamaged,),
+        seeds=[state],
+        covers=("coordinator.committed_weights.read_weights",),
+        share=_FEW,
+    )
 
 
 def _journal_decoder(scratch: Path) -> Decoder:

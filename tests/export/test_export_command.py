@@ -22,7 +22,7 @@ def run(*arguments):
 def test_a_zoo_model_is_exported_with_exit_code_0(tmp_path):
     result = run("zoo:digits_mlp", "--out", tmp_path / "bundle", "--batch-size", 4, "--learning-rate", 0.1)
     assert result.exit_code == 0, result.output
-    assert len(list((tmp_path / "bundle").iterdir())) == 4
+    assert len(list((tmp_path / "bundle").iterdir())) == 5
     assert "gradient error" in result.output
 
 
