@@ -20,7 +20,7 @@ _EXIT_REFUSED = 4
 
 
 @click.command(
-    epilog="\b\nExample:\n  flockwise freeze --task bundle --checkpoint state --out app --int8 --calibration data"
+    epilog="\b\nExample:\n  flockwise freeze --task bundle --checkpoint state --out app --int8 whole --calibration data"
 )
 @click.option("--task", "task_dir", type=click.Path(path_type=pathlib.Path), required=True, help="Bundle of the task.")
 @click.option(
@@ -31,7 +31,12 @@ _EXIT_REFUSED = 4
 )
 @click.option("--out", type=click.Path(path_type=pathlib.Path), help="Directory to write to.")
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=1, show_default=True, help="Examples per call.")
-@click.option("--int8", "is_int8", is_flag=True, help="Also a quantised file; needs --calibration.")
+@click.option(
+    "--int8",
+    "int8_kind",
+    type=click.Choice(["whole", "weights"]),
+    help="Also a quantised file: as a whole (input, output, values), or its weights alone; needs --calibration.",
+)
 @click.option(
     "--calibration",
     type=click.Path(exists=True, path_type=pathlib.Path),
@@ -52,7 +57,7 @@ def freeze(
     checkpoint: pathlib.Path,
     out: pathlib.Path | None,
     batch_size: int,
-    is_int8: bool,
+    int8_kind: str | None,
     calibration: pathlib.Path | None,
     max_accuracy_loss: float,
     as_json: bool,
@@ -62,8 +67,9 @@ def freeze(
 
     Written are model_float32.tflite (weights inside, builtin ops only, one signature: infer), with --int8 also
     model_int8.tflite, and card.json, which says what they were made from and how far they are from what devices
-    trained. With --int8, up to 256 of the examples (half at most) set the ranges; accuracy is measured on the others.
-    Nothing is read from devices.
+    trained. Up to 256 of the examples (half at most) set the ranges of a file that is int8 as a whole; accuracy is
+    measured on the others. Nothing is read from devices. Models that normalise (layer or group normalisation) lose
+    much of their accuracy as int8 as a whole: use --int8 weights.
 
     \b
     Exit codes:
@@ -74,9 +80,10 @@ def freeze(
     """  # noqa: D301 - \b is click's mark for a paragraph to leave alone
     if out is None and not dry_run:
         raise click.UsageError("name a directory with --out, or use --dry-run")
-    if is_int8 != (calibration is not None):
+    if (int8_kind is None) != (calibration is None):
         raise click.UsageError("--int8 and --calibration belong together")
-    settings = {"batch_size": batch_size, "calibration": calibration, "max_accuracy_loss": max_accuracy_loss}
+    settings = {"batch_size": batch_size, "calibration": calibration,
+                "int8": {"kind": int8_kind, "max_accuracy_loss": max_accuracy_loss}}  # fmt: skip
     made = _freeze(task_dir, checkpoint, None if dry_run else out, settings, quiet=as_json)
     if as_json:
         click.echo(msgspec.json.encode(made.card).decode())
@@ -178,7 +185,7 @@ def _read_examples(settings: dict[str, Any], plan: Any) -> dict[str, Any] | None
     return {
         "x": x.reshape(-1, *plan.input_shape),
         "y": labels_for(plan, examples.labels),
-        "max_accuracy_loss": settings["max_accuracy_loss"],
+        **settings["int8"],
     }
 
 
@@ -197,7 +204,7 @@ def _print_card(card: Any, out: pathlib.Path | None) -> None:
         card.float32.name: f"{card.float32.num_bytes:,} bytes, off by {card.float_error:.1e} from the trainable file",
     }
     if card.int8 is not None:
-        rows[card.int8.file.name] = f"{card.int8.file.num_bytes:,} bytes, {card.int8.num_calibration} to calibrate"
+        rows[card.int8.file.name] = f"{card.int8.file.num_bytes:,} bytes, int8 {card.int8.kind}"
         rows["outputs of int8 off by"] = (
             f"{card.int8.mean_output_error:.2g} (mean), {card.int8.max_output_error:.2g} (most)"
         )

@@ -13,7 +13,7 @@ from model_export.errors import FreezingRefused, UnusableExamples
 from model_export.file_ops import count_ops, min_runtime_version, op_versions
 from model_export.frozen_model import FrozenModel
 from model_export.graph_file import decode_graph
-from model_export.inference_card import FileCard, InferenceCard, Int8Card, Origin, encode_card
+from model_export.inference_card import FileCard, InferenceCard, Int8Card, Int8Kind, Origin, encode_card
 from model_export.inference_run import answers_of, infer_all, quantisation_of, trained_outputs
 from model_export.operations import ModelGraph
 from wire_protocol.plan import REGRESSION_LOSSES, TrainingPlan
@@ -60,12 +60,16 @@ class TrainedTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Examples:
-    """Typical examples for int8, the engineer's own: some of them set the ranges, the others are held out."""
+    """How to make and to measure an int8 file.
+
+    The examples are typical ones, the engineer's own: some of them set the ranges, the others are held out.
+    """
 
     x: npt.NDArray[np.float32]
     """[n, ...], as the plan has inputs."""
     y: npt.NDArray[Any]
     """Labels as the plan has them."""
+    kind: Int8Kind = "whole"
     max_accuracy_loss: float = 0.02
     """Share of right answers among those held out that int8 may cost."""
 
@@ -168,9 +172,10 @@ def _quantise(
     frozen: FrozenModel, float_model: bytes, examples: Examples, plan: TrainingPlan, graph: ModelGraph
 ) -> tuple[bytes, Int8Card]:
     order = np.random.default_rng(plan.seed).permutation(len(examples.x))
-    num_calibration = min(_MAX_CALIBRATION, len(order) // 2)
+    is_whole = examples.kind == "whole"
+    num_calibration = min(_MAX_CALIBRATION, len(order) // 2) if is_whole else 0
     held_out = order[num_calibration : num_calibration + _MAX_HELD_OUT]
-    model = frozen.as_int8(examples.x[order[:num_calibration]])
+    model = frozen.as_int8(examples.x[order[:num_calibration]]) if is_whole else frozen.with_int8_weights()
     x, y = examples.x[held_out], examples.y[held_out]
     exact, rough = infer_all(float_model, x), infer_all(model, x)
     threshold = 0.0 if graph.output_activation is None else 0.5
@@ -179,6 +184,7 @@ def _quantise(
     errors = np.abs(exact - rough)
     card = Int8Card(
         file=_file_card(INT8_NAME, model),
+        kind=examples.kind,
         input_scale=of_input.scale,
         input_zero_point=of_input.zero_point,
         output_scale=of_output.scale,
@@ -191,19 +197,20 @@ def _quantise(
         max_output_error=float(errors.max()),
         mean_output_error=float(errors.mean()),
     )
-    _refuse_loss(card, examples.max_accuracy_loss)
+    _refuse_loss(card, examples)
     return model, card
 
 
-def _refuse_loss(card: Int8Card, allowed: float) -> None:
+def _refuse_loss(card: Int8Card, examples: Examples) -> None:
     if card.float_accuracy is None or card.int8_accuracy is None:
         return
-    lost = card.float_accuracy - card.int8_accuracy
-    if lost > allowed + 1e-9:
+    allowed = examples.max_accuracy_loss
+    if card.float_accuracy - card.int8_accuracy > allowed + 1e-9:  # a quotient's rounding
+        instead = "use --int8 weights" if card.kind == "whole" else "use the float32 file"
         raise FreezingRefused(
             f"int8 answers {card.int8_accuracy:.1%} of {card.num_held_out} held-out examples rightly, float32 "
-            f"{card.float_accuracy:.1%}; {allowed:.1%} may be lost: use the float32 file (leave --int8 out), give more "
-            "typical examples, or allow more with --max-accuracy-loss"
+            f"{card.float_accuracy:.1%}; {allowed:.1%} may be lost: {instead}, give more typical examples, or allow more "
+            "with --max-accuracy-loss"
         )
 
 

@@ -6,7 +6,7 @@ the op that TFLite's kernels and its quantiser are made for.
 
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -45,10 +45,18 @@ class FrozenModel:
         Raises:
             UnsupportedOp: An op has no TFLite builtin.
         """
-        return self._convert(None)
+        return self._convert(_as_it_is)
+
+    def with_int8_weights(self) -> bytes:
+        """The same with int8 weights (those of 1,024 numbers and more); everything else stays float32.
+
+        Raises:
+            UnsupportedOp: An op has no TFLite builtin.
+        """
+        return self._convert(_quantise_weights)
 
     def as_int8(self, examples: npt.NDArray[np.float32]) -> bytes:
-        """The same, quantised: weights, values, input and output are int8.
+        """The same, quantised as a whole: weights, input, output, and the values of all ops that can be are int8.
 
         Args:
             examples: [n, ...] typical inputs, which the ranges of all values are read from.
@@ -57,13 +65,20 @@ class FrozenModel:
             FreezingRefused: The model cannot be quantised.
         """
         if self._graph.num_tokens:
-            raise FreezingRefused("inputs are token numbers, which int8 cannot hold: leave --int8 out")
-        try:
-            return self._convert(examples)
-        except UnsupportedOp as error:
-            raise FreezingRefused(f"the model cannot be quantised to int8: leave --int8 out ({error})") from error
+            raise FreezingRefused("inputs are token numbers, which int8 cannot hold: use --int8 weights")
 
-    def _convert(self, examples: npt.NDArray[np.float32] | None) -> bytes:
+        def quantise(converter: Any) -> None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.representative_dataset = lambda: self._batches(examples)
+            converter.inference_input_type = converter.inference_output_type = tf.int8
+
+        try:
+            return self._convert(quantise)
+        except UnsupportedOp as error:
+            raise FreezingRefused(f"the model cannot be quantised as a whole: use --int8 weights ({error})") from error
+
+    def _convert(self, configure: Callable[[Any], None]) -> bytes:
         module = tf.Module()
         spec = tf.TensorSpec([self._batch_size, *self._graph.input_shape], tf.float32, contract.X)
         signature = tf.function(self._infer, autograph=False).get_concrete_function(**{contract.X: spec})
@@ -73,11 +88,7 @@ class FrozenModel:
             converter = tf.lite.TFLiteConverter.from_saved_model(path)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             converter.exclude_conversion_metadata = True
-            if examples is not None:
-                converter.optimizations = [tf.lite.Optimize.DEFAULT]
-                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-                converter.representative_dataset = lambda: self._batches(examples)
-                converter.inference_input_type = converter.inference_output_type = tf.int8
+            configure(converter)
             try:
                 model: bytes = converter.convert()
             except Exception as error:  # the converter raises several types, all meaning that an op has no builtin
@@ -97,6 +108,14 @@ class FrozenModel:
             # The last batch is filled up with the examples at hand.
             rows = np.arange(start, start + self._batch_size) % len(examples)
             yield {contract.X: examples[rows]}
+
+
+def _as_it_is(_: Any) -> None:
+    """Leaves a converter as it is."""
+
+
+def _quantise_weights(converter: Any) -> None:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
 
 def _depthwise(operation: DepthwiseConv2D, inputs: Sequence[Any], weights: Sequence[Any]) -> Any:

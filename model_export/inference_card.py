@@ -1,12 +1,15 @@
 """The card beside an inference file: what it was made from, and how far it is from what devices trained."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from wire_protocol.plan import LossName
 
-__all__ = ["FileCard", "InferenceCard", "Int8Card", "Origin", "encode_card"]
+__all__ = ["FileCard", "InferenceCard", "Int8Card", "Int8Kind", "Origin", "encode_card"]
+
+Int8Kind: TypeAlias = Literal["whole", "weights"]
+"""What of a file is int8."""
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,15 +40,18 @@ class FileCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Int8Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The quantised file. A number is ``scale * (int8 - zero_point)``."""
+    """The quantised file. Of one that is quantised as a whole, a number is ``scale * (int8 - zero_point)``."""
 
     file: FileCard
+    kind: Int8Kind
+    """``whole``: input, output and values are int8. ``weights``: only these are; input and output are float32."""
     input_scale: float
+    """0: float32; so below."""
     input_zero_point: int
     output_scale: float
     output_zero_point: int
     num_calibration: int
-    """Examples that the ranges were read from."""
+    """Examples that the ranges were read from; 0 where only weights are int8."""
     num_held_out: int
     """Other examples, on which the rest was measured."""
     float_accuracy: float | None

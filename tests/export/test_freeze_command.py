@@ -44,7 +44,7 @@ def run(place, *arguments, checkpoint="state"):
 
 
 def test_the_latest_committed_weights_become_two_files_and_a_card(place, tmp_path):
-    result = run(place, "--out", tmp_path / "app", "--int8", "--calibration", place / "examples",
+    result = run(place, "--out", tmp_path / "app", "--int8", "whole", "--calibration", place / "examples",
                  "--max-accuracy-loss", 1, "--json")  # fmt: skip
     assert result.exit_code == 0, result.output
     card = json.loads(result.stdout)
@@ -78,13 +78,14 @@ def test_a_dry_run_measures_and_writes_nothing(place, tmp_path):
     ("arguments", "checkpoint", "problem"),
     [
         ([], "state", "--out"),
-        (["--int8", "--dry-run"], "state", "belong together"),
+        (["--int8", "weights", "--dry-run"], "state", "belong together"),
+        (["--dry-run", "--calibration", "examples"], "state", "belong together"),
         (["--dry-run"], "examples", "no task at all"),
         (["--dry-run"], "bundle/plan.json", "no checkpoint of this task"),
-        (["--dry-run", "--int8", "--calibration", "few"], "state", "20 examples cannot show"),
-        (["--dry-run", "--int8", "--calibration", "other"], "state", "the model takes"),
-        (["--dry-run", "--int8", "--calibration", "labels"], "state", "the model knows classes 0 to 9"),
-        (["--dry-run", "--int8", "--calibration", "bundle"], "state", "examples.json"),
+        (["--dry-run", "--int8", "whole", "--calibration", "few"], "state", "20 examples cannot show"),
+        (["--dry-run", "--int8", "whole", "--calibration", "other"], "state", "the model takes"),
+        (["--dry-run", "--int8", "whole", "--calibration", "labels"], "state", "the model knows classes 0 to 9"),
+        (["--dry-run", "--int8", "whole", "--calibration", "bundle"], "state", "examples.json"),
     ],
 )
 def test_wrong_usage_ends_with_exit_code_2_and_says_what_is_wrong(place, arguments, checkpoint, problem):
@@ -128,8 +129,8 @@ def test_int8_that_costs_too_much_is_exit_code_4_and_nothing_is_written(place, t
     last[:] = -5 * (means**2).sum(0)
     path = tmp_path / "loud.safetensors"
     path.write_bytes(encode_tensors((first, bias, second, last)))
-    arguments = ["--out", tmp_path / "app", "--int8", "--calibration", place / "examples"]
+    arguments = ["--out", tmp_path / "app", "--int8", "whole", "--calibration", place / "examples"]
     result = run(place, *arguments, checkpoint=path)
     assert result.exit_code == 4, result.output
-    assert "--max-accuracy-loss" in result.output
+    assert "use --int8 weights" in result.output
     assert not (tmp_path / "app").exists()

@@ -1,6 +1,7 @@
 """Inference files: the float32 one equals Keras, the int8 one keeps its accuracy on real digits, and what cannot be is refused."""
 
 import json
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from model_export.inference_run import infer_all
 from model_export.keras_graph import read_graph
 from model_export.keras_weights import travelling_weights
 from model_export.layer_table import LAYER_ROWS, row_model
+from model_export.operations import Conv2DMaxPool, Operation
 from model_export.zoo import ZOO, digits_mlp
 from simulators.datasets import load_digits
 from wire_protocol.messages import RoundKind
@@ -126,6 +128,16 @@ def test_int8_keeps_its_accuracy_on_real_digits(name, request, examples):
         assert card.file.num_bytes < made.card.float32.num_bytes / 2
 
 
+def test_int8_weights_take_float_inputs_and_answer_almost_as_float32(trained_mlp, examples):
+    made = freeze(trained_mlp, examples=Examples(x=examples.x, y=examples.y, kind="weights"))
+    card, model = made.card.int8, made.files[freezing.INT8_NAME]
+    assert (card.kind, card.num_calibration, card.num_held_out, card.input_scale) == ("weights", 0, len(examples.x), 0)
+    assert card.agreement >= 0.99
+    assert card.file.num_bytes < made.card.float32.num_bytes / 2
+    x = examples.x[:1]
+    assert Interpreter(model_content=model).get_signature_runner("infer")(x=x)["output"].dtype == np.float32
+
+
 def test_the_int8_file_holds_int8_alone_and_the_card_tells_an_app_how_to_call_it(frozen, examples):
     model, card = frozen.files[freezing.INT8_NAME], json.loads(frozen.files[freezing.CARD_NAME])["int8"]
     interpreter = Interpreter(model_content=model)
@@ -150,8 +162,10 @@ def test_a_model_that_int8_ruins_is_refused_unless_that_is_allowed(trained_mlp, 
     )  # fmt: skip
     with pytest.raises(FreezingRefused, match=r"2\.0% may be lost"):
         freeze(ruined, examples=examples)
-    allowed = freeze(ruined, examples=Examples(x=examples.x, y=examples.y, max_accuracy_loss=1.0))
-    assert allowed.card.int8.int8_accuracy < allowed.card.int8.float_accuracy - 0.02
+    allowed = freeze(ruined, examples=Examples(x=examples.x, y=examples.y, max_accuracy_loss=1.0)).card.int8
+    assert allowed.int8_accuracy < allowed.float_accuracy - 0.02
+    with pytest.raises(FreezingRefused, match="use the float32 file"):  # its values are rounded by the example
+        freeze(ruined, examples=Examples(x=examples.x, y=examples.y, kind="weights"))
 
 
 @pytest.mark.parametrize(
@@ -173,6 +187,7 @@ def test_int8_of_token_numbers_is_refused():
     weights = [np.zeros(shape, np.float32) for shape in graph.weight_shapes]
     with pytest.raises(FreezingRefused, match="token numbers"):
         FrozenModel(graph, weights, 1).as_int8(np.zeros((4, *graph.input_shape), np.float32))
+    assert FrozenModel(graph, weights, 1).with_int8_weights()
 
 
 def test_another_models_graph_is_refused(mlp_export, cnn_export):
@@ -184,10 +199,20 @@ def test_another_models_graph_is_refused(mlp_export, cnn_export):
             freeze(TrainedTask(plan=task.plan, model=task.model, graph=graph, weights=task.weights, origin=ORIGIN))
 
 
-def test_every_layers_graph_survives_its_file():
-    for name in LAYER_ROWS:
-        encoded = encode_graph(read_graph(row_model(name)))
-        assert encode_graph(decode_graph(encoded)) == encoded, name
+def test_every_kind_of_operation_survives_the_graphs_file(mixed_export):
+    rows = (
+        "BatchNormalization on images", "BatchNormalization, frozen", "Concatenate", "Conv2DTranspose 3x3 stride 2 same",
+        "DepthwiseConv2D dilation 2", "Embedding, two tables", "LSTM, no bias", "GlobalMaxPooling1D",
+        "GlobalAveragePooling2D keepdims", "GroupNormalization", "LayerNormalization, no scale", "LeakyReLU", "Multiply",
+        "Normalization, adapted", "Permute", "Rescaling", "UpSampling2D", "ZeroPadding2D",
+    )  # fmt: skip
+    graphs = [decode_graph(mixed_export.bundle.graph), *(read_graph(row_model(name)) for name in rows)]
+    for graph in graphs:
+        encoded = encode_graph(graph)
+        assert decode_graph(encoded).nodes == graph.nodes
+        assert encode_graph(decode_graph(encoded)) == encoded
+    seen = {type(node.operation) for graph in graphs for node in graph.nodes}
+    assert seen == {*get_args(Operation)} - {Conv2DMaxPool}  # which the lowering makes for itself
 
 
 def test_a_graph_with_loose_ends_is_refused(cnn_export):
