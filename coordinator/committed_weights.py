@@ -20,6 +20,7 @@ from wire_protocol.tensors import Tensors, decode_tensors, encode_tensors
 
 __all__ = ["CommittedWeights", "read_weights"]
 
+_STATES: Final = "states"
 _STATE: Final = re.compile(r"state_(\d{10})\.fwstate")
 
 
@@ -37,7 +38,7 @@ def read_weights(path: Path, bundle: TaskBundle) -> CommittedWeights:
     """Reads weights of a task.
 
     Args:
-        path: A checkpoint file (safetensors), or a coordinator's ``--state-dir``.
+        path: A checkpoint file (safetensors), a coordinator's ``--state-dir``, or one task's directory in it.
         bundle: The task, without privacy or with it: a coordinator that was told to make the task private is found too.
 
     Raises:
@@ -57,12 +58,14 @@ def read_weights(path: Path, bundle: TaskBundle) -> CommittedWeights:
 
 
 def _task_directory(state_dir: Path, bundle: TaskBundle) -> tuple[Path, str]:
+    if (state_dir / _STATES).is_dir():
+        return state_dir, state_dir.absolute().name
     candidates = [state_dir / bundle.task_id, *sorted(state_dir.glob("task-*"))]
     found = [path for path in candidates if path.is_dir() and path.name in _names(path, bundle)]
     if not found:
         others = ", ".join(sorted(path.name for path in state_dir.glob("task-*"))[:3]) or "no task at all"
         raise InvalidBundle(
-            f"{state_dir} holds {others}; this bundle is {bundle.task_id}: name its own state directory"
+            f"{state_dir} holds {others}; this bundle is {bundle.task_id}: name a task's directory to take it for that"
         )
     if len({path.name for path in found}) > 1:
         names = ", ".join(sorted({path.name for path in found}))
@@ -80,7 +83,7 @@ def _names(directory: Path, bundle: TaskBundle) -> set[str]:
 
 
 def _latest(directory: Path, bundle: TaskBundle, task_id: str) -> CommittedWeights:
-    states = directory / "states"
+    states = directory / _STATES
     matches = [_STATE.fullmatch(path.name) for path in states.iterdir()] if states.is_dir() else []
     versions = sorted((int(match[1]) for match in matches if match), reverse=True)
     if not versions:

@@ -27,7 +27,7 @@ _EXIT_REFUSED = 4
     "--checkpoint",
     type=click.Path(exists=True, path_type=pathlib.Path),
     required=True,
-    help="A .safetensors file, or the coordinator's --state-dir (its latest committed weights).",
+    help="A .safetensors file, or the coordinator's --state-dir or a task's directory in it (its latest committed weights).",
 )
 @click.option("--out", type=click.Path(path_type=pathlib.Path), help="Directory to write to.")
 @click.option("--batch-size", type=click.IntRange(1, 65536), default=1, show_default=True, help="Examples per call.")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from edge_client.example_store import write_examples
 from flockwise.freeze_command import freeze
 from model_export.bundle import write_bundle
 from simulators.datasets import load_digits
+from simulators.trials.frozen_accuracy import IMAGE_MODELS
 from wire_protocol.tensors import encode_tensors
 
 pytestmark = pytest.mark.tensorflow
@@ -134,3 +136,11 @@ def test_int8_that_costs_too_much_is_exit_code_4_and_nothing_is_written(place, t
     assert result.exit_code == 4, result.output
     assert "use --int8 weights" in result.output
     assert not (tmp_path / "app").exists()
+
+
+def test_the_page_has_figures_of_every_image_model_frozen_both_ways():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "use-a-trained-model.md").read_text()
+    table = page.partition("<!-- table")[2].partition("<!-- end")[0]
+    assert [line.split(" | ")[:2] for line in table.splitlines()[3:]] == [
+        [f"| `{name}`", kind] for name in IMAGE_MODELS for kind in ("whole", "weights")
+    ]

@@ -92,7 +92,16 @@ def test_the_state_directory_of_another_task_is_refused_and_its_task_named(tmp_p
     with pytest.raises(InvalidBundle, match=f"task-0123456789abcdef; this bundle is {BUNDLE.task_id}"):
         read_weights(tmp_path, BUNDLE)
     with pytest.raises(InvalidBundle, match="no task at all"):
-        read_weights(tmp_path / "task-0123456789abcdef", BUNDLE)
+        read_weights(tmp_path / "task-0123456789abcdef" / "states", BUNDLE)
+
+
+def test_a_tasks_own_directory_can_be_named_whatever_its_id_and_its_weights_must_be_the_plans(tmp_path):
+    commit(tmp_path, 1.0, 6.0, task_id="task-0123456789abcdef")
+    found = read_weights(tmp_path / "task-0123456789abcdef", BUNDLE)
+    assert (found.task_id, found.num_commits) == ("task-0123456789abcdef", 2)
+    narrow = msgspec.structs.replace(PLAN, weights=(TensorSpec(shape=(2, 2)), SPECS[1]))
+    with pytest.raises(CheckpointDamaged, match="not the plan's"):
+        read_weights(tmp_path / "task-0123456789abcdef", dataclasses.replace(BUNDLE, plan=narrow))
 
 
 def test_a_task_without_a_state_is_refused(tmp_path):
