@@ -95,7 +95,7 @@ def test_the_float_file_answers_as_keras_with_the_trained_weights(trained_mlp, f
     assert frozen.card.float_error <= 1e-5
 
 
-@pytest.mark.parametrize("model", ["zoo mobile", "zoo head", "BatchNormalization", "GRU", "DepthwiseConv2D 3x3 stride 2", "Embedding"])  # fmt: skip
+@pytest.mark.parametrize("model", ["zoo mobile", "zoo head", "BatchNormalization", "GRU", "DepthwiseConv2D 3x3 stride 2", "Embedding", "MultiHeadAttention, no bias"])  # fmt: skip
 def test_the_float_file_equals_keras_also_where_layers_are_less_common(model, rng):
     name = model.removeprefix("zoo ")
     keras = (
@@ -204,7 +204,7 @@ def test_every_kind_of_operation_survives_the_graphs_file(mixed_export):
         "BatchNormalization on images", "BatchNormalization, frozen", "Concatenate", "Conv2DTranspose 3x3 stride 2 same",
         "DepthwiseConv2D dilation 2", "Embedding, two tables", "LSTM, no bias", "GlobalMaxPooling1D",
         "GlobalAveragePooling2D keepdims", "GroupNormalization", "LayerNormalization, no scale", "LeakyReLU", "Multiply",
-        "Normalization, adapted", "Permute", "Rescaling", "UpSampling2D", "ZeroPadding2D",
+        "MultiHeadAttention, causal", "Normalization, adapted", "Permute", "Rescaling", "UpSampling2D", "ZeroPadding2D",
     )  # fmt: skip
     graphs = [decode_graph(mixed_export.bundle.graph), *(read_graph(row_model(name)) for name in rows)]
     for graph in graphs:
