@@ -34,7 +34,8 @@ class PrivacyForecast:
     epsilon_by_rdp: float
     """The claim."""
     epsilon_by_pld: float
-    """The same of continuous noise of this scale, by privacy loss distributions: nearly exact, no theorem for integers."""
+    """By privacy loss distributions, nearly exact: of continuous noise of this scale, no theorem for integers; for
+    geometric noise of that noise itself."""
 
 
 def forecast(spec: PrivacySpec, num_rounds: int) -> PrivacyForecast:
@@ -45,12 +46,16 @@ def forecast(spec: PrivacySpec, num_rounds: int) -> PrivacyForecast:
     """
     if num_rounds < 1:
         raise InvalidConfig(f"a forecast needs at least one round, not {num_rounds}")
-    event = _rounds_event(spec, num_rounds)
+    event = spec.event(1)
+    if isinstance(event, GeometricEvent):
+        by_pld = _geometric_pld(event, spec.num_participations(num_rounds), spec.target_delta)
+    else:
+        by_pld = _epsilon(pld.PLDAccountant(), _rounds_event(spec, num_rounds), spec.target_delta)
     return PrivacyForecast(
         num_rounds=num_rounds,
         target_delta=spec.target_delta,
         epsilon_by_rdp=claimed_epsilon(spec, num_rounds),
-        epsilon_by_pld=_epsilon(pld.PLDAccountant(), event, spec.target_delta),
+        epsilon_by_pld=by_pld,
     )
 
 
@@ -141,6 +146,13 @@ def _geometric_epsilon(event: GeometricEvent, num_releases: int, delta: float) -
         for alpha in orders
     ]
     return float(rdp.rdp_privacy_accountant.compute_epsilon(orders, costs, delta)[0])
+
+
+def _geometric_pld(event: GeometricEvent, num_releases: int, delta: float) -> float:
+    """Of a device that puts all its units into one number, which costs most (`geometric_rdp`)."""
+    scale = event.noise_multiplier * event.sensitivity_units
+    one = pld.privacy_loss_distribution.from_discrete_laplace_mechanism(1.0 / scale, event.sensitivity_units)
+    return float(one.self_compose(num_releases).get_epsilon_for_delta(delta))
 
 
 def _epsilon(accountant: dp_accounting.PrivacyAccountant, event: dp_accounting.DpEvent, delta: float) -> float:

@@ -1,20 +1,17 @@
 """Asks a fleet over a real broker, once per name and period, and keeps the answer.
 
-The answer is a file in the state directory: whoever asks the same again gets the same numbers, and no device is charged
-a second time. What was asked under a name and period can afterwards not be asked differently.
+Question and answer are a file in the state directory: whoever asks the same again gets the same numbers, and no device is
+charged a second time. What was asked under a name and period can afterwards not be asked differently.
 """
 
 import dataclasses
 import threading
 from pathlib import Path
-from typing import Final
 
-import msgspec
-
-from coordinator.durable_files import write_durably
 from coordinator.errors import InvalidConfig
 from coordinator.private_sum import check_private_rounds
 from coordinator.query_round import QueryAggregator, answer_in, query_bundle
+from coordinator.question_files import KeptQuestion, keep_question, question_file, read_question
 from coordinator.round_loop import RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
 from coordinator.server import ServerConfig, open_task_state, run_rounds
@@ -22,8 +19,6 @@ from wire_protocol.query import Query
 from wire_protocol.query_answer import QueryAnswer
 
 __all__ = ["AskedOnce", "QueryOutcome", "check_query_round", "query_schedule"]
-
-_MAX_ANSWER_BYTES: Final = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +57,13 @@ class AskedOnce:
         state_dir: The coordinator's state directory.
 
     Raises:
-        InvalidConfig: Something else was answered under this name and period, or the file is damaged.
+        InvalidConfig: Something else was asked under this name and period, or the file is damaged.
     """
 
     def __init__(self, query: Query, state_dir: Path) -> None:
         self._query = query
         self._state_dir = state_dir
-        self.path = state_dir / "answers" / f"{query.name}.{query.period}.json"
+        self.path = question_file(state_dir, query)
         self.known = self._read()
         """The answer, if it was given before."""
 
@@ -82,12 +77,13 @@ class AskedOnce:
         Raises:
             InvalidConfig: The round cannot be had with this policy.
             CoordinatorError: State or journal cannot be used.
-            OSError: The answer cannot be written; started again, it is taken from the stored state.
+            OSError: Question or answer cannot be written; started again, the answer is taken from the stored state.
         """
         if self.known is not None:
             return QueryOutcome(answer=self.known, is_over=True, abandon_reason=None, was_known=True)
         check_query_round(self._query, config.policy)
         bundle = query_bundle(self._query)
+        keep_question(self._state_dir, KeptQuestion(query=self._query))
         abandoned: list[str] = []
 
         def on_round(summary: RoundSummary, _state: object) -> None:
@@ -107,22 +103,16 @@ class AskedOnce:
             reason = abandoned[0] if abandoned else "asked before, without an answer" if loop.is_done else None
             return QueryOutcome(answer=None, is_over=loop.is_done, abandon_reason=reason, was_known=False)
         answer = answer_in(loop.state, self._query)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(self.path, msgspec.json.encode(answer) + b"\n")
+        keep_question(self._state_dir, KeptQuestion(query=self._query, answer=answer))
         return QueryOutcome(answer=answer, is_over=True, abandon_reason=None, was_known=False)
 
     def _read(self) -> QueryAnswer | None:
         if not self.path.exists():
             return None
-        try:
-            if self.path.stat().st_size > _MAX_ANSWER_BYTES:
-                raise InvalidConfig(f"{self.path} is too large to be an answer; move it away")
-            answer = msgspec.json.decode(self.path.read_bytes(), type=QueryAnswer)
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise InvalidConfig(f"{self.path} is not an answer ({error}); move it away") from error
-        if answer.query != self._query:
+        kept = read_question(self.path)
+        if kept.query != self._query:
             raise InvalidConfig(
-                f"{self._query.name!r} of {self._query.period} was answered with other settings ({self.path}): "
+                f"{self._query.name!r} of {self._query.period} was asked with other settings ({self.path}): "
                 "ask under another --name or --period"
             )
-        return answer
+        return kept.answer

@@ -22,7 +22,7 @@ __all__ = ["budget"]
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 @one_line_errors(EdgeClientError)
 def budget(config_path: Path | None, *, as_json: bool) -> None:
-    """Show what this device has spent of its privacy budget, and what each round cost. Changes nothing.
+    """Show what this device has spent of its privacy budget, and what each round or query added. Changes nothing.
 
     "Spent" is what the ledger has let through; the guarantee is the budget, beyond which nothing is let through.
 
@@ -40,7 +40,8 @@ def budget(config_path: Path | None, *, as_json: bool) -> None:
     )
     for release in values["releases"]:
         click.echo(
-            f"  {release['release_id']:40} epsilon so far {release['epsilon_after']:.4f}  {release['mechanism']}"
+            f"  {release['release_id']:40} cost {release['epsilon_added']:.4f}, so far {release['epsilon_after']:.4f}  "
+            f"{release['mechanism']}"
         )
 
 
@@ -64,13 +65,16 @@ def _read(config_path: Path | None) -> dict[str, Any]:
 
 
 def _releases(ledger: "PrivacyLedger") -> list[dict[str, Any]]:
+    """What each release added; the first is the dearest, and together they are what is spent."""
+    before = (0.0, *(entry.epsilon_after for entry in ledger.entries))
     return [
         {
             "release_id": entry.release_id,
+            "epsilon_added": entry.epsilon_after - spent,
             "epsilon_after": entry.epsilon_after,
             "mechanism": f"{type(entry.event).__name__} {dataclasses.asdict(entry.event)}",
         }
-        for entry in ledger.entries
+        for spent, entry in zip(before, ledger.entries, strict=False)
     ]
 
 

@@ -123,6 +123,7 @@ def _positive(value: float, name: str) -> float:
 
 def _explanation(spec: "PrivacySpec", num_parameters: int) -> dict[str, Any]:
     from edge_client.privacy.accountant import cost_of, epsilon_of
+    from wire_protocol.private_reports import PRIVATE_WEIGHT
 
     own = epsilon_of(
         cost_of(spec.event(num_parameters)).times(spec.num_participations(spec.num_rounds)), spec.target_delta
@@ -141,6 +142,7 @@ def _explanation(spec: "PrivacySpec", num_parameters: int) -> dict[str, Any]:
         "noise_on_the_sum": spec.sum_noise_units(num_parameters) / unit,
         "noise_per_device_units": spec.share_stddev_units(num_parameters),
         **_of_the_bit(spec, num_parameters),
+        "aggregation_weight": PRIVATE_WEIGHT,
         "min_contributors": spec.min_contributors,
         "max_contributors": spec.max_contributors(num_parameters),
         "num_rounds": spec.num_rounds,

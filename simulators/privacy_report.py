@@ -8,7 +8,9 @@ from typing import Any, Final
 from coordinator.errors import InvalidBundle
 from coordinator.privacy_accounting import forecast
 from coordinator.privacy_record import RECORD_FILE, RecordedRound, read_privacy_record
+from coordinator.question_files import KeptQuestion, read_questions
 from coordinator.round_ids import RoundIds
+from edge_client.privacy.accountant import cost_of, epsilon_of, no_cost
 from simulators.privacy_audit import ShareAudit, audit_shares
 from wire_protocol.privacy_spec import PrivacySpec
 
@@ -37,6 +39,10 @@ class PrivacyReport:
     epsilon_by_rdp: float
     epsilon_by_pld: float
     audit: ShareAudit
+    questions: tuple[KeptQuestion, ...]
+    """What the fleet was asked beside, answered or not."""
+    epsilon_with_questions: float
+    """Of all rounds and all questions, by the device's accountant."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -68,6 +74,7 @@ class PrivacyReport:
                 "parts_taken_at_most": parts,
                 "epsilon_by_rdp": self.epsilon_by_rdp,
                 "epsilon_by_pld_of_continuous_noise": self.epsilon_by_pld,
+                "epsilon_with_questions_at_most": self.epsilon_with_questions,
             },
             "audit": {
                 "games": self.audit.num_games,
@@ -86,6 +93,19 @@ class PrivacyReport:
                     "epsilon_let_through": r.epsilon,
                 }
                 for r in self.rounds
+            ],
+            "questions": [
+                {
+                    "name": kept.query.name,
+                    "period": kept.query.period,
+                    "kind": kept.query.kind,
+                    "of": kept.query.of,
+                    "mode": kept.query.mode,
+                    "epsilon": kept.query.epsilon,
+                    "min_contributors": kept.query.min_contributors,
+                    "is_answered": kept.answer is not None,
+                }
+                for kept in self.questions
             ],
             "voided_by": list(_VOIDS),
         }
@@ -118,6 +138,7 @@ def make_report(run_dir: Path) -> PrivacyReport:
     highest = max((known.round_id for known in rounds), default=0)
     num_charged = RoundIds(directory / "last_round_id", start=highest).last_id
     spent = forecast(spec, num_charged) if num_charged else None
+    questions = tuple(read_questions(directory.parent))
     return PrivacyReport(
         spec=spec,
         num_parameters=num_parameters,
@@ -126,7 +147,20 @@ def make_report(run_dir: Path) -> PrivacyReport:
         epsilon_by_rdp=0.0 if spent is None else spent.epsilon_by_rdp,
         epsilon_by_pld=0.0 if spent is None else spent.epsilon_by_pld,
         audit=audit_shares(spec, num_parameters),
+        questions=questions,
+        epsilon_with_questions=_with_questions(spec, num_parameters, num_charged, questions),
     )
+
+
+def _with_questions(
+    spec: PrivacySpec, num_parameters: int, num_charged: int, questions: tuple[KeptQuestion, ...]
+) -> float:
+    """What a device has been charged that was in every round and answered every question."""
+    rounds = (
+        cost_of(spec.event(num_parameters)).times(spec.num_participations(num_charged)) if num_charged else no_cost()
+    )
+    asked = (cost_of(kept.query.privacy_spec().event(kept.query.num_cells)) for kept in questions)
+    return epsilon_of(sum(asked, start=rounds), spec.target_delta)
 
 
 def as_html(report: PrivacyReport) -> str:
@@ -149,6 +183,9 @@ def as_html(report: PrivacyReport) -> str:
         _table(values["audit"]),
         "<h2>Rounds</h2>",
         _rows(values["rounds"]),
+        "<h2>Questions</h2>",
+        "<p>Asked of the same fleet, and charged to the same ledgers, beside the epsilon that this task is allowed.</p>",
+        _rows(values["questions"]),
         "<h2>What voids it</h2>",
         "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in _VOIDS) + "</ul>",
     ]

@@ -14,9 +14,10 @@ import numpy as np
 
 from coordinator.checkpoints import CheckpointStore, encode_leaves
 from coordinator.committed_weights import read_weights
-from coordinator.errors import CheckpointDamaged, CoordinatorError, InvalidBundle
+from coordinator.errors import CheckpointDamaged, CoordinatorError, InvalidBundle, InvalidConfig
 from coordinator.privacy_record import RECORD_FILE, PrivacyRecord, read_privacy_record
 from coordinator.private_ca import make_authority, read_authority
+from coordinator.question_files import KeptQuestion, keep_question, question_file, read_question, read_questions
 from coordinator.releases.signing_keys import make_key, read_key
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, RoundJournal
@@ -38,6 +39,8 @@ from wire_protocol.messages import RoundKind
 from wire_protocol.model_contract import BUNDLE_CHECKPOINT, BUNDLE_MODEL, BUNDLE_PLAN
 from wire_protocol.plan import TensorSpec, TrainingPlan, encode_plan
 from wire_protocol.privacy_spec import PrivacySpec
+from wire_protocol.query import Query
+from wire_protocol.query_answer import answer_query
 from wire_protocol.tensors import encode_tensors
 
 __all__ = ["SEPARATOR", "file_decoders"]
@@ -281,6 +284,7 @@ def _coordinator_decoders(scratch: Path) -> list[Decoder]:
             covers=("coordinator.tff.server_artefact.read_server_artefact",),
             share=_FEW,
         ),
+        _question_decoder(scratch),
         _journal_decoder(scratch),
         _row_decoder(scratch),
     ]
@@ -296,6 +300,22 @@ def _weights_decoder(scratch: Path, bundle: TaskBundle, state: bytes) -> Decoder
         documented=(CheckpointDamaged,),
         seeds=[state],
         covers=("coordinator.committed_weights.read_weights",),
+        share=_FEW,
+    )
+
+
+def _question_decoder(scratch: Path) -> Decoder:
+    """A question and its answer, as `flockwise query` finds them."""
+    query = Query(name="q", period="1", kind="mean", edges=(0.0, 40.0), epsilon=1.0, min_contributors=2)
+    answer = answer_query(query, [5, 512], num_reports=3)
+    keep_question(scratch, KeptQuestion(query=query, answer=answer))
+    path = question_file(scratch, query)
+    return Decoder(
+        name="question file",
+        decode=_on_file(path, lambda path: (read_question(path), read_questions(scratch))),
+        documented=(InvalidConfig,),
+        seeds=[path.read_bytes()],
+        covers=("coordinator.question_files.read_question", "coordinator.question_files.read_questions"),
         share=_FEW,
     )
 

@@ -10,9 +10,11 @@ from coordinator.errors import InvalidBundle
 from coordinator.privacy_accounting import claimed_epsilon
 from coordinator.privacy_record import RECORD_FILE, PrivacyRecord, read_privacy_record
 from coordinator.private_task import PrivacyWish, made_private
+from coordinator.question_files import KeptQuestion, keep_question
 from coordinator.round_table import RoundState
 from flockwise.cli import main
 from simulators.virtual_run import linear_task
+from wire_protocol.query import Query
 
 BUNDLE = made_private(
     linear_task(8, 3), PrivacyWish(epsilon=4.0, num_rounds=10, clipping_norm=0.5, min_contributors=20)
@@ -54,6 +56,19 @@ def test_the_price_is_of_every_round_that_was_opened_not_of_those_that_were_reco
     assert values["spent"]["epsilon_by_rdp"] == pytest.approx(claimed_epsilon(BUNDLE.plan.privacy, 3))
     assert values["audit"]["holds"]
     assert values["audit"]["least_epsilon"] < values["spent"]["epsilon_by_rdp"]
+
+
+def test_questions_to_the_same_fleet_are_on_the_page_and_in_the_price(run_dir, tmp_path):
+    alone = json.loads(_report(run_dir, "--json").output)
+    assert alone["questions"] == []
+    assert alone["spent"]["epsilon_with_questions_at_most"] == pytest.approx(alone["spent"]["epsilon_by_rdp"], rel=1e-6)
+    query = Query(name="sizes", period="2026-11", kind="count", edges=(0.0, 9.0), epsilon=0.5, min_contributors=20)
+    keep_question(run_dir, KeptQuestion(query=query))
+    values = json.loads(_report(run_dir, "--json").output)
+    assert [(asked["name"], asked["is_answered"]) for asked in values["questions"]] == [("sizes", False)]
+    assert values["spent"]["epsilon_by_rdp"] < values["spent"]["epsilon_with_questions_at_most"]
+    assert _report(run_dir, "--out", str(tmp_path / "page.html")).exit_code == 0
+    assert "sizes" in (tmp_path / "page.html").read_text()
 
 
 def test_with_correlated_noise_parts_are_counted_and_not_rounds(tmp_path):

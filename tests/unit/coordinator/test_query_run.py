@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from coordinator.errors import InvalidConfig, StateInUse
 from coordinator.query_run import AskedOnce, check_query_round
+from coordinator.question_files import KeptQuestion, keep_question, read_questions
 from coordinator.round_policy import RoundPolicy
 from coordinator.state_lock import sole_coordinator
 from flockwise.cli import main
@@ -24,9 +25,8 @@ WORDS = ("--population", "p", "--state-dir", "state", "--name", "sizes", "--peri
 
 @pytest.fixture
 def answered(tmp_path):
-    (tmp_path / "answers").mkdir()
     answer = answer_query(QUERY, [300, -40], num_reports=6)
-    (tmp_path / "answers" / "sizes.2026-11.json").write_bytes(msgspec.json.encode(answer))
+    keep_question(tmp_path, KeptQuestion(query=QUERY, answer=answer))
     return tmp_path, answer
 
 
@@ -38,7 +38,11 @@ def test_an_answer_that_is_known_is_given_again_and_nobody_is_asked(answered):
 
 
 @pytest.mark.parametrize("change", [{"epsilon": 0.6}, {"edges": (0.0, 10.0, 21.0)}, {"min_contributors": 6}])
-def test_what_was_answered_cannot_be_asked_differently_under_the_same_name(answered, change):
+def test_what_was_asked_cannot_be_asked_differently_under_the_same_name(answered, change):
+    keep_question(answered[0], KeptQuestion(query=msgspec.structs.replace(QUERY, name="unanswered")))
+    with pytest.raises(InvalidConfig, match="other settings"):
+        AskedOnce(msgspec.structs.replace(QUERY, name="unanswered", **change), answered[0])
+    assert AskedOnce(msgspec.structs.replace(QUERY, name="unanswered"), answered[0]).known is None
     with pytest.raises(InvalidConfig, match="other settings"):
         AskedOnce(msgspec.structs.replace(QUERY, **change), answered[0])
     assert AskedOnce(msgspec.structs.replace(QUERY, period="2026-12", **change), answered[0]).known is None
@@ -46,11 +50,22 @@ def test_what_was_answered_cannot_be_asked_differently_under_the_same_name(answe
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 5000, b"\xff", b'{"query": 1}', b" " * (2 << 20)])
 def test_a_damaged_answer_is_one_clear_error_and_is_kept(answered, damage):
-    path = answered[0] / "answers" / "sizes.2026-11.json"
+    path = answered[0] / "questions" / "sizes.2026-11.json"
     path.write_bytes(damage)
     with pytest.raises(InvalidConfig, match="move it away"):
         AskedOnce(QUERY, answered[0])
     assert path.read_bytes() == damage
+
+
+def test_an_answer_to_another_question_is_none(answered):
+    other = msgspec.structs.replace(QUERY, epsilon=0.25)
+    with pytest.raises(ValueError, match="another question"):
+        KeptQuestion(query=other, answer=answered[1])
+    keep_question(answered[0], KeptQuestion(query=msgspec.structs.replace(QUERY, name="first")))
+    assert [(kept.query.name, kept.answer is None) for kept in read_questions(answered[0])] == [
+        ("first", True),
+        ("sizes", False),
+    ]
 
 
 def test_a_round_that_could_end_with_too_few_answers_is_refused():

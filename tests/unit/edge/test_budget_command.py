@@ -46,6 +46,9 @@ def test_spent_allowed_left_and_each_release_are_shown_beside_a_running_daemon(c
     assert 0 < values["spent_epsilon"] < after["spent_epsilon"]
     assert after["left_epsilon"] == pytest.approx(3.0 - after["spent_epsilon"])
     assert [release["release_id"] for release in after["releases"]] == ["round/a/1", "round/a/2"]
+    added = [release["epsilon_added"] for release in after["releases"]]
+    assert added[0] == values["spent_epsilon"]
+    assert sum(added) == pytest.approx(after["spent_epsilon"])
     assert "round/a/2" in _run(config).output
 
 
