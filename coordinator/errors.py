@@ -9,6 +9,7 @@ CoordinatorError
 ├── JournalDamaged         the journal of rounds cannot be read (theirs: the disk's)
 ├── RosterUnusable         the roster of devices cannot be read or written (theirs: the disk's, or the file's)
 ├── BrokerFilesUnusable    a broker's files are not there, damaged, or there already (theirs: the operator's)
+├── DirectoryFilesUnusable an authority's key or log is not there, damaged, or there already (theirs: the operator's)
 ├── StateInUse             another coordinator runs with this state directory (transient: stop it)
 ├── JournalUnwritable      the journal cannot be written: a full disk, a lock (transient; nothing was said of it)
 ├── ReleaseError           a release cannot be signed, read or published (theirs: the operator's keys and files)
@@ -35,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointExists",
     "CoordinatorError",
+    "DirectoryFilesUnusable",
     "EmptyRound",
     "IllegalTransition",
     "InvalidBundle",
@@ -78,6 +80,10 @@ class BrokerFilesUnusable(CoordinatorError):
 
 class ReleaseError(CoordinatorError):
     """A release cannot be signed, read or published; the channel is as it was."""
+
+
+class DirectoryFilesUnusable(CoordinatorError):
+    """The files of a key directory's authority are not there, are damaged, or would be overwritten."""
 
 
 class UpdateRejected(CoordinatorError):

@@ -17,9 +17,11 @@ __all__ = ["main"]
 _VERBS = {
     "coordinator": ("flockwise.coordinator_commands", "coordinator", "Run the coordinator of a fleet."),
     "demo": ("flockwise.demo_command", "demo", "Train on real digits over MQTT, on this machine."),
+    "directory": ("flockwise.directory_commands", "directory", "Keep the key directory, on the authority's machine."),
     "edge": ("flockwise.edge_commands", "edge", "Run and inspect the device daemon."),
     "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
     "freeze": ("flockwise.freeze_command", "freeze", "Turn a trained task into inference files for apps."),
+    "key-authority": ("flockwise.key_authority_commands", "key_authority", "Keep the keys of encrypted sums."),
     "privacy": ("flockwise.privacy_commands", "privacy", "Explain and calibrate differential privacy."),
     "query": ("flockwise.query_command", "query", "Ask the fleet a question, with differential privacy."),
     "simulate": ("flockwise.simulate_command", "simulate", "Simulate a fleet of any size."),

@@ -11,6 +11,7 @@ import click
 from broker_link.errors import LinkError
 from edge_client.errors import EdgeClientError
 from flockwise.edge_budget_command import budget
+from flockwise.edge_directory_command import directory_request
 from flockwise.edge_doctor_command import doctor
 from flockwise.edge_install_commands import install, uninstall
 from flockwise.edge_settings import config_option, load
@@ -47,6 +48,7 @@ edge.add_command(install)
 edge.add_command(uninstall)
 edge.add_command(eligible)
 edge.add_command(budget)
+edge.add_command(directory_request)
 
 
 @edge.command()

@@ -5,6 +5,8 @@ chained: each names the SHA-256 of the one before it, the first the name of the 
 Pure: keys are handed in, nothing here reads a file or a clock.
 """
 
+import base64
+import binascii
 import dataclasses
 import enum
 import hashlib
@@ -47,7 +49,7 @@ _ENTRY_DOMAIN: Final = b"flockwise key directory entry 1\x00"
 _BINDING_DOMAIN: Final = b"flockwise member keys 1\x00"
 _GENESIS_DOMAIN: Final = b"flockwise key directory 1\x00"
 _FINGERPRINT_DOMAIN: Final = b"flockwise fingerprint 1\x00"
-_REQUEST_MAGIC: Final = b"FK\x01"
+_REQUEST_PREFIX: Final = "fwk1."
 _FINGERPRINT_DIGITS: Final = 32
 _GROUP: Final = 4
 _PROBE_KEY: Final = X25519PrivateKey.from_private_bytes(bytes([64]) + bytes(31))
@@ -231,21 +233,30 @@ def decode_change(body: bytes) -> Change:
     return _decoded(body, _CHANGES)
 
 
-def encode_request(member: MemberKeys) -> bytes:
-    """A member's keys as it hands them to the authority."""
-    return _REQUEST_MAGIC + msgspec.msgpack.encode(member)
+def encode_request(member: MemberKeys) -> str:
+    """A member's keys as one line that it hands to the authority: ``fwk1.`` and base64url. Holds no secret."""
+    data = msgspec.msgpack.encode(member)
+    return _REQUEST_PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def decode_request(data: bytes) -> MemberKeys:
+def decode_request(text: str) -> MemberKeys:
     """Reads a member's request; whether its proof is right, ``MemberKeys.check`` says.
 
     Raises:
         OversizedDirectory: As ``decode_change``.
         MalformedDirectory: As ``decode_change``.
     """
-    if not data.startswith(_REQUEST_MAGIC):
-        raise MalformedDirectory("this is no request to be put into a key directory")
-    return _decoded(data[len(_REQUEST_MAGIC) :], _REQUESTS)
+    text = text.strip()
+    if not text.startswith(_REQUEST_PREFIX):
+        raise MalformedDirectory("this is no request to be put into a key directory; it begins with fwk1.")
+    if len(text) > 2 * MAX_ENTRY_BYTES:
+        raise OversizedDirectory(f"a request of {len(text)} characters")
+    body = text[len(_REQUEST_PREFIX) :]
+    try:
+        data = base64.b64decode(body.encode("ascii") + b"=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise MalformedDirectory("a request that was not copied whole") from None
+    return _decoded(data, _REQUESTS)
 
 
 _CHANGES: "Final[msgspec.msgpack.Decoder[Change]]" = msgspec.msgpack.Decoder(Change)

@@ -30,7 +30,6 @@ from edge_client.example_header import ExamplesHeader
 from edge_client.example_store import open_examples
 from edge_client.identity import IdentityStore
 from edge_client.import_examples import read_array, read_csv_arrays
-from edge_client.sealing_key import SealingKeyStore
 from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
 from simulators.trials.decoders import Decoder
@@ -128,7 +127,6 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
             share=_FEW,
         ),
         _identity_decoder(scratch),
-        _sealing_key_decoder(scratch),
         _authority_decoder(),
         _signing_key_decoder(scratch),
         Decoder(
@@ -155,21 +153,6 @@ def _identity_decoder(scratch: Path) -> Decoder:
         documented=(IdentityError, StorageError),
         seeds=[SEPARATOR.join((directory / name).read_bytes() for name in names)],
         covers=("edge_client.identity.IdentityStore.load_or_make",),
-        share=_FEW,
-    )
-
-
-def _sealing_key_decoder(scratch: Path) -> Decoder:
-    directory = scratch / "sealing"
-    directory.mkdir()
-    store = SealingKeyStore(directory, writer=StateWriter())
-    store.load_or_make()
-    return Decoder(
-        name="sealing key file",
-        decode=_on_file(directory / "sealing.key", lambda path: store.load_or_make()),  # noqa: ARG005
-        documented=(IdentityError, StorageError),
-        seeds=[(directory / "sealing.key").read_bytes()],
-        covers=("edge_client.sealing_key.SealingKeyStore.load_or_make",),
         share=_FEW,
     )
 

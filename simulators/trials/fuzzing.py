@@ -13,6 +13,7 @@ from typing import Final
 
 from simulators.trials.decoders import Decoder, byte_decoders
 from simulators.trials.file_decoders import file_decoders
+from simulators.trials.key_file_decoders import key_file_decoders
 from simulators.trials.mutation import mutated
 from simulators.trials.sealed_decoders import sealed_decoders
 from simulators.trials.sum_decoders import sum_decoders
@@ -61,7 +62,7 @@ def every_decoder(scratch: Path) -> list[Decoder]:
     Args:
         scratch: An empty directory for those that read files.
     """
-    return [*byte_decoders(), *sum_decoders(), *sealed_decoders(), *file_decoders(scratch)]
+    return [*byte_decoders(), *sum_decoders(), *sealed_decoders(), *file_decoders(scratch), *key_file_decoders(scratch)]
 
 
 def try_input(decoder: Decoder, data: bytes) -> tuple[str, bool]:

@@ -136,9 +136,9 @@ def _directory_decoders() -> list[Decoder]:
         ),
         Decoder(
             name="key directory request",
-            decode=lambda data: decode_request(data).check(_POPULATION),
+            decode=lambda data: decode_request(data.decode("latin-1")).check(_POPULATION),
             documented=(MalformedDirectory,),
-            seeds=[encode_request(sample_member("d1", seed=1))],
+            seeds=[encode_request(sample_member("d1", seed=1)).encode()],
             covers=("secure_sum.directory_entries.decode_request",),
             share=_FEW,
         ),

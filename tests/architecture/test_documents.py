@@ -48,7 +48,9 @@ def test_the_wire_document_states_the_limits_in_force():
                                   ["demo"], ["export"], ["freeze"], ["simulate"], ["query", "count"], ["query", "mean"],
                                   ["query", "histogram"], ["query", "quantiles"], ["edge", "run"],
                                   ["edge", "once"], ["edge", "doctor"], ["edge", "eligible"], ["edge", "show-config"],
-                                  ["edge", "import-data"], ["privacy", "explain"], ["privacy", "report"], ["edge", "budget"]])  # fmt: skip
+                                  ["edge", "import-data"], ["privacy", "explain"], ["privacy", "report"], ["edge", "budget"],
+                                  ["edge", "directory-request"], ["directory", "init"], ["directory", "add"], ["directory", "rotate"],
+                                  ["directory", "remove"], ["directory", "show"], ["directory", "verify"]])  # fmt: skip
 def test_every_command_helps_with_an_example_and_its_exit_codes(verb):
     result = CliRunner().invoke(main, [*verb, "--help"])
     assert result.exit_code == 0, result.output
