@@ -1,14 +1,18 @@
 """Reads a Keras model into a ``ModelGraph``."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Final
 
+import numpy as np
 import tensorflow as tf
 
 from model_export.errors import UnsupportedModel
+from model_export.function_rules import FUNCTION
+from model_export.keras_calls import LayerCall, follow_calls
 from model_export.keras_loss import check_ending, compiled_loss
 from model_export.keras_weights import frozen_variables, moving_statistics, travelling_weights
 from model_export.layer_operations import DepthwiseConv2D, GlobalMaxPool, UpSample
-from model_export.layer_rules import LayerReading, operations_of_layer
+from model_export.layer_rules import SUPPORTED_LAYERS, LayerReading, operations_of_layer
 from model_export.loss_spec import LossSpec
 from model_export.operations import (
     Activation,
@@ -24,6 +28,9 @@ from model_export.rule_parts import refuse
 from model_export.sequence_rules import ATTENTION_ARGUMENTS, attention_inputs
 
 __all__ = ["read_graph"]
+
+_NOTHING_SAID: Final = (("training", False), ("return_attention_scores", False))
+"""Arguments of calls that need no refusal: the first is honoured, the second is the default."""
 
 
 def read_graph(model: Any, loss: LossSpec | None = None) -> ModelGraph:
@@ -57,8 +64,15 @@ def _check_output(graph: ModelGraph, *, is_default: bool) -> None:
         raise UnsupportedModel(f"the model has one output; {graph.loss.name} needs one for each class{remedy}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Result:
+    """Stands for a Keras tensor while the calls are followed."""
+
+    node: int
+
+
 class _Reader:
-    """Walks the Keras graph from its output; one use each."""
+    """Follows the calls of a Keras model; one use each."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -66,17 +80,16 @@ class _Reader:
         self._weights = [*self._travelling, *self._frozen]
         self._positions = {weight.ref(): index for index, weight in enumerate(self._weights)}
         self._nodes: list[Node] = []
-        self._node_of_tensor: dict[tuple[int, int], int] = {}
         self._num_dropouts = 0
+        self._called: dict[int, Any] = {}
         self._input_readers: list[Any] = []
 
     def read(self, loss: LossSpec) -> ModelGraph:
         """Reads the whole model."""
-        source = self._model.inputs[0]
-        self._append(Input(), (), source.shape[1:])
-        self._node_of_tensor[_key(source)] = 0
-        last = self._visit(self._model.outputs[0])
+        self._append(Input(), (), self._model.inputs[0].shape[1:])
+        last = follow_calls(self._model, [_Result(node=0)], self._read_call)[0].node
         self._check_input_readers()
+        self._check_all_is_used(last)
         ends_in = self._nodes[last].operation
         is_unread = isinstance(ends_in, Activation) and ends_in.name == loss.logit_activation
         return ModelGraph(
@@ -89,32 +102,38 @@ class _Reader:
             frozen_weights=tuple(weight.numpy() for weight in self._frozen),
         )
 
-    def _visit(self, tensor: Any) -> int:
-        """The node of a Keras tensor; reads what lies before it first."""
-        key = _key(tensor)
-        if key not in self._node_of_tensor:
-            layer, call_index, _ = tensor._keras_history  # noqa: SLF001 - Keras 2's only link from tensor to layer
-            call = layer.inbound_nodes[call_index]
-            _refuse_call_arguments(layer)
-            sources = tuple(self._visit(source) for source in _inputs_of(layer, call))
-            self._node_of_tensor[key] = self._read_layer(layer, sources, call)
-        return self._node_of_tensor[key]
-
-    def _read_layer(self, layer: Any, sources: tuple[int, ...], call: Any) -> int:
+    def _read_call(self, call: LayerCall) -> _Result:
+        layer = call.layer
+        sources = tuple(result.node for result in _inputs_of(call))
         reading = LayerReading(
             layer=layer,
             weight_position=lambda weight: self._positions[weight.ref()],
             num_dropouts=self._num_dropouts,
             input_shapes=tuple(self._nodes[source].shape for source in sources),
             reads_examples=sources == (0,),
-            call_arguments=call.call_kwargs,
+            arguments=call.args,
+            named_arguments=call.kwargs,
+            is_training=call.is_training,
+            is_repeated=id(layer) in self._called,
         )
+        self._called[id(layer)] = layer
         if 0 in sources:
             self._input_readers.append(layer)
-        for operation in operations_of_layer(reading):
+        operations = operations_of_layer(reading)
+        output_shape = _output_shape(call, reading.input_shapes) if operations else ()
+        for operation in operations:
             self._num_dropouts += isinstance(operation, Dropout)
-            sources = (self._append(operation, sources, self._shape_after(operation, sources, call.outputs)),)
-        return sources[0]
+            sources = (self._append(operation, sources, self._shape_after(operation, sources, output_shape)),)
+        return _Result(node=sources[0])
+
+    def _check_all_is_used(self, last: int) -> None:
+        """A weight that no gradient reaches could not be trained."""
+        read = {source for node in self._nodes for source in node.inputs}
+        reached = {weight.ref() for layer in self._called.values() for weight in layer.weights}
+        unused = [weight.name for weight in self._travelling if weight.ref() not in reached]
+        if unused or read != set(range(len(self._nodes))) - {last}:
+            what = unused[0] if unused else "an output of a model inside it"
+            raise UnsupportedModel(f"{what} has no part in the model's output; leave out what is not used")
 
     def _check_input_readers(self) -> None:
         """Inputs are token numbers for all that read them, or for none."""
@@ -128,7 +147,7 @@ class _Reader:
                 f"the input is {dtype.name}; only float32 is supported, and integers that an Embedding reads"
             )
 
-    def _shape_after(self, operation: Operation, sources: tuple[int, ...], output: Any) -> Any:
+    def _shape_after(self, operation: Operation, sources: tuple[int, ...], output_shape: Any) -> Any:
         """Shape of an operation's result: its layer's, but for some that another operation follows."""
         before = self._nodes[sources[0]].shape
         match operation:
@@ -137,10 +156,10 @@ class _Reader:
             case Reshape(shape=shape) if shape is not None:
                 return shape
             case DepthwiseConv2D(kernel=kernel):
-                return (*output.shape[1:-1], before[-1] * self._weights[kernel].shape[-1])
+                return (*output_shape[:-1], before[-1] * self._weights[kernel].shape[-1])
             case UpSample(size=size) if len(before) == 3:  # noqa: PLR2004 - a RepeatVector's image
                 return (before[0] * size[0], before[1] * size[1], before[2])
-        return output.shape[1:]
+        return output_shape
 
     def _append(self, operation: Operation, sources: tuple[int, ...], shape: Any) -> int:
         dimensions = tuple(shape)
@@ -150,30 +169,40 @@ class _Reader:
         return len(self._nodes) - 1
 
 
-def _key(tensor: Any) -> tuple[int, int]:
-    layer, call_index, _ = tensor._keras_history  # noqa: SLF001 - Keras 2's only link from tensor to layer
-    return id(layer), call_index
+def _output_shape(call: LayerCall, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[int | None, ...]:
+    """Of one example. A model made for inputs of any size knows the shapes inside it only once it is called."""
+    shape = tuple(call.output.shape[1:])
+    if None not in shape:
+        return shape
+    if type(call.layer).__name__ == FUNCTION:
+        is_elementwise = call.layer.symbol != "concat"
+        return tuple(np.broadcast_shapes(*input_shapes)) if is_elementwise else shape
+    given = [(None, *shape) for shape in input_shapes]
+    return tuple(call.layer.compute_output_shape(given[0] if len(given) == 1 else given))[1:]
 
 
-def _inputs_of(layer: Any, call: Any) -> list[Any]:
-    """The tensors that a layer is called on; of an attention query, value and key."""
-    if type(layer) is tf.keras.layers.MultiHeadAttention:
-        return attention_inputs(call)
-    inputs: list[Any] = tf.nest.flatten(call.input_tensors)
+def _inputs_of(call: LayerCall) -> list[_Result]:
+    """What a layer is called on; of an attention query, value and key.
+
+    Raises:
+        UnsupportedLayer: More is said in the call than the export can honour.
+    """
+    layer = call.layer
+    if type(layer) not in SUPPORTED_LAYERS:  # a function, or about to be refused
+        return [value for value in tf.nest.flatten((call.args, dict(call.kwargs))) if isinstance(value, _Result)]
+    is_attention = type(layer) is tf.keras.layers.MultiHeadAttention
+    known = ATTENTION_ARGUMENTS if is_attention else frozenset()
+    given = sorted(
+        name
+        for name, value in call.kwargs.items()
+        if name not in known and value is not None and (name, value) not in _NOTHING_SAID
+    )
+    if given:
+        refuse(layer, f"is called with {', '.join(given)}", "Call it on its input alone.")
+    inputs: list[Any] = attention_inputs(call) if is_attention else tf.nest.flatten(call.args)
+    if not all(isinstance(value, _Result) for value in inputs):
+        refuse(layer, "is called with more than its input, or on a constant", "Call it on its input alone.")
     return inputs
-
-
-def _refuse_call_arguments(layer: Any) -> None:
-    """A mask or ``training=True`` given in the call would be lost."""
-    known = ATTENTION_ARGUMENTS if type(layer) is tf.keras.layers.MultiHeadAttention else frozenset()
-    for node in layer.inbound_nodes:
-        given = sorted(
-            name
-            for name, value in node.call_kwargs.items()
-            if name not in known and value is not None and (name, value) != ("return_attention_scores", False)
-        )
-        if given:
-            refuse(layer, f"is called with {', '.join(given)}", "Call it on its input alone.")
 
 
 def _check_whole_model(model: Any) -> None:

@@ -1,8 +1,8 @@
 """What Keras itself computes: the yardstick of the parity check.
 
 The reference is a clone of the model made of Keras's own layers, run and differentiated by TensorFlow in a
-``tf.function``, as ``fit`` does; none of the lowerings is used. Only Dropout is replaced, by a layer that multiplies
-with the masks of ``dropout_mask_array``: Keras's own masks come from a random-number op that no TFLite file can match.
+``tf.function``, as ``fit`` does; none of the lowerings is used. Only Dropout is replaced (see ``keras_clone``): it gets the
+masks of ``dropout_mask_array``, for Keras's own come from a random-number op that no TFLite file can match.
 For a model that ends in softmax or sigmoid Keras reads a cross-entropy from the logits (the functions of
 ``keras.backend`` find the op behind the output), so nothing is clipped at 1e-7; the exported file does the same.
 """
@@ -17,26 +17,18 @@ import tensorflow as tf
 
 from model_export.check_batches import CheckBatch
 from model_export.dropout import dropout_mask_array
+from model_export.keras_clone import FlatClone
 from model_export.keras_loss import keras_absolute_errors, keras_loss, keras_share_correct
 from model_export.keras_weights import travelling_weights
 from model_export.operations import ModelGraph
 from wire_protocol.plan import TrainingPlan
 
-__all__ = ["KerasReference", "in_float64", "keras_optimizer"]
+__all__ = ["KerasReference", "keras_optimizer"]
 
 _PIECE = 8
 """Examples whose gradients Keras sums in float32. Its bias gradient is one running sum over examples and positions:
 at 32 examples of ``har`` it is off by 1.0e-5 from float64, where LiteRT, at 4e-7, was refused for it."""
 _Weights = tuple[npt.NDArray[np.float32], ...]
-
-
-class _MaskedDropout(tf.keras.layers.Layer):
-    """Multiplies with a mask that is set from outside before each training call."""
-
-    mask: Any = None
-
-    def call(self, inputs: Any, training: bool = False) -> Any:  # noqa: FBT001, FBT002 - Keras calls it so
-        return inputs * self.mask if training else inputs
 
 
 class KerasReference:
@@ -49,12 +41,12 @@ class KerasReference:
 
     def __init__(self, model: Any, graph: ModelGraph) -> None:
         self._graph = graph
-        self._model = tf.keras.models.clone_model(model, clone_function=_clone_layer)
-        for mine, given in zip(self._model.non_trainable_weights, model.non_trainable_weights, strict=True):
-            mine.assign(given)
-        _finish_constants(self._model)
-        self._dropouts = [self._model.get_layer(dropout.layer_name) for dropout in graph.dropouts]
-        self._exact: Any = None
+        self._source = model
+        self._clone = FlatClone(model)
+        self._model = self._clone.model
+        self._trainable = self._clone.of(model.trainable_weights)
+        self._travelling = self._clone.of(travelling_weights(model))
+        self._exact: FlatClone | None = None
         self._embedded, self._after_embedding = _split_at_embeddings(self._model) if graph.num_tokens else (None, None)
         self._loss = keras_loss(graph, tf.keras.losses.Reduction.SUM)
         x = tf.TensorSpec([None, *graph.input_shape], tf.float32)
@@ -69,7 +61,7 @@ class KerasReference:
 
     def set_weights(self, weights: Sequence[npt.NDArray[np.float32]]) -> None:
         """Sets the weights that travel; frozen ones keep the model's values."""
-        for variable, weight in zip(travelling_weights(self._model), weights, strict=True):
+        for variable, weight in zip(self._travelling, weights, strict=True):
             variable.assign(weight)
 
     def gradients(self, batch: CheckBatch) -> tuple[float, tuple[npt.NDArray[np.float64], ...]]:
@@ -80,7 +72,7 @@ class KerasReference:
         """
         count = len(batch.x)
         loss_sum = 0.0
-        totals = [np.zeros(weight.shape) for weight in self._model.trainable_weights]
+        totals = [np.zeros(weight.shape) for weight in self._trainable]
         # The statistics of batch normalisation are those of the whole batch.
         size = count if self._graph.num_statistics else _PIECE
         for start in range(0, count, size):
@@ -94,15 +86,17 @@ class KerasReference:
     def exact_gradients(self, batch: CheckBatch) -> tuple[npt.NDArray[np.float64], ...]:
         """Gradients of the mean loss in float64, from the weights as they are, with dropout; without padding."""
         if self._exact is None:
-            self._exact = in_float64(self._model)
+            self._exact = FlatClone(self._source, "float64")
         exact = self._exact
-        _copy_weights(self._model, exact)
-        for layer, mask in zip(self._dropouts, self._masks(batch), strict=True):
-            exact.get_layer(layer.name).mask = tf.constant(mask, tf.float64)
+        exact.copy_weights(self._source.weights, self._clone.of(self._source.weights))
+        for layer, mask in zip(exact.dropouts, self._masks(batch), strict=True):
+            layer.mask = tf.constant(mask, tf.float64)
         with tf.GradientTape() as tape:
-            loss_sum = self._loss(batch.labels, exact(tf.constant(batch.x, tf.float64), training=True))
+            loss_sum = self._loss(batch.labels, exact.model(tf.constant(batch.x, tf.float64), training=True))
             mean_loss = loss_sum / len(batch.x)
-        return tuple(gradient.numpy() for gradient in _dense(tape.gradient(mean_loss, exact.trainable_weights)))
+        return tuple(
+            gradient.numpy() for gradient in _dense(tape.gradient(mean_loss, exact.of(self._source.trainable_weights)))
+        )
 
     def input_gradients(self, batch: CheckBatch) -> npt.NDArray[np.float32]:
         """[n, ...] gradient of each example's loss with respect to that example, with dropout.
@@ -125,7 +119,7 @@ class KerasReference:
 
     def train(self, batches: Sequence[CheckBatch], plan: TrainingPlan) -> _Weights:
         """The travelling weights after one step of the plan's ``tf.keras.optimizers`` per batch, from fresh slots."""
-        weights: _Weights = tuple(variable.numpy() for variable in travelling_weights(self._model))
+        weights: _Weights = tuple(variable.numpy() for variable in self._travelling)
         step = self.begin_training(plan, weights)
         for batch in batches:
             weights = step(batch)
@@ -141,7 +135,7 @@ class KerasReference:
             weights: Where training starts, and FedProx's anchor.
         """
         optimizer = keras_optimizer(plan)
-        variables = self._model.trainable_weights
+        variables = self._trainable
         reached = tuple(weights)
 
         def step(batch: CheckBatch) -> _Weights:
@@ -152,7 +146,7 @@ class KerasReference:
                 triples = zip(gradients, variables, weights[: len(variables)], strict=True)
                 gradients = [gradient + plan.proximal_mu * (weight - start) for gradient, weight, start in triples]
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
-            reached = tuple(weight.numpy() for weight in travelling_weights(self._model))
+            reached = tuple(weight.numpy() for weight in self._travelling)
             return reached
 
         return step
@@ -162,7 +156,7 @@ class KerasReference:
         with tf.GradientTape() as tape:
             loss_sum = self._loss(labels, self._model(x, training=True))
             mean_loss = loss_sum / tf.cast(tf.shape(labels)[0], tf.float32)
-        return loss_sum, _dense(tape.gradient(mean_loss, self._model.trainable_weights))
+        return loss_sum, _dense(tape.gradient(mean_loss, self._trainable))
 
     def _gradients_of_inputs(self, x: Any, labels: Any, masks: Sequence[Any]) -> Any:
         self._set_masks(masks)
@@ -177,7 +171,7 @@ class KerasReference:
 
     def _set_masks(self, masks: Sequence[Any]) -> None:
         """While a function is traced the masks are symbolic, so the traced function reads them from its arguments."""
-        for layer, mask in zip(self._dropouts, masks, strict=True):
+        for layer, mask in zip(self._clone.dropouts, masks, strict=True):
             layer.mask = mask
 
     def _loss_and_output(self, x: Any, labels: Any) -> tuple[Any, Any]:
@@ -204,19 +198,6 @@ def keras_optimizer(plan: TrainingPlan) -> Any:
     return optimizers.AdamW(plan.learning_rate, weight_decay=plan.weight_decay, **adaptive)
 
 
-def in_float64(model: Any) -> Any:
-    """A copy of a Keras model that computes in float64."""
-    exact = tf.keras.models.clone_model(model, clone_function=_clone_in_float64)
-    _copy_weights(model, exact)
-    return exact
-
-
-def _copy_weights(source: Any, target: Any) -> None:
-    for mine, given in zip(target.weights, source.weights, strict=True):
-        mine.assign(tf.cast(given, mine.dtype))
-    _finish_constants(target)
-
-
 def _dense(gradients: Sequence[Any]) -> list[Any]:
     """Keras gives the gradient of an embedding as the rows that a batch has met."""
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
@@ -227,23 +208,3 @@ def _split_at_embeddings(model: Any) -> tuple[Any, Any]:
     embeddings = [layer for layer in model.layers if isinstance(layer, tf.keras.layers.Embedding)]
     outputs = [layer.get_output_at(call) for layer in embeddings for call in range(len(layer.inbound_nodes))]
     return tf.keras.Model(model.inputs, outputs), tf.keras.Model(outputs, model.outputs)
-
-
-def _finish_constants(model: Any) -> None:
-    """A Normalization computes with copies of its weights."""
-    for layer in model.layers:
-        if isinstance(layer, tf.keras.layers.Normalization):
-            layer.finalize_state()
-
-
-def _clone_in_float64(layer: Any) -> Any:
-    options: dict[str, Any] = {"dtype": "float64"}
-    if isinstance(layer, tf.keras.layers.BatchNormalization):
-        options["fused"] = False  # the fused op knows no float64
-    return type(layer).from_config({**layer.get_config(), **options})
-
-
-def _clone_layer(layer: Any) -> Any:
-    if isinstance(layer, tf.keras.layers.Dropout):
-        return _MaskedDropout(name=layer.name)
-    return type(layer).from_config(layer.get_config())

@@ -4,13 +4,19 @@ from typing import Any
 
 import tensorflow as tf
 
+from model_export.keras_calls import layers_of
+
 __all__ = ["frozen_variables", "moving_statistics", "travelling_weights"]
 
 
 def moving_statistics(model: Any) -> list[Any]:
     """Moving means and variances of the batch normalisations that train, in Keras order."""
-    layers = [layer for layer in model.layers if type(layer) is tf.keras.layers.BatchNormalization and layer.trainable]
-    refs = {weight.ref() for layer in layers for weight in (layer.moving_mean, layer.moving_variance)}
+    training = {
+        id(layer): layer
+        for layer, is_training in layers_of(model)
+        if type(layer) is tf.keras.layers.BatchNormalization and layer.trainable and is_training
+    }
+    refs = {weight.ref() for layer in training.values() for weight in (layer.moving_mean, layer.moving_variance)}
     return [weight for weight in model.non_trainable_weights if weight.ref() in refs]
 
 

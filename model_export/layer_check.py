@@ -14,8 +14,8 @@ from model_export.check_batches import draw_batch
 from model_export.conversion import quiet_tensorflow
 from model_export.file_ops import count_ops
 from model_export.gradient_comparison import gradient_error, has_small_gradient
+from model_export.keras_clone import FlatClone
 from model_export.keras_graph import read_graph
-from model_export.keras_reference import in_float64
 from model_export.keras_weights import moving_statistics, travelling_weights
 from model_export.layer_table import row_model
 from model_export.lowering.forward import LoweredModel
@@ -131,11 +131,11 @@ def _keras(model: Any, x: _Array, dlogits: _Array) -> list[_Array]:
 
 def _exact(model: Any, x: _Array, dlogits: _Array) -> list[npt.NDArray[np.float64]]:
     """Keras's gradients in float64, of the trainable weights alone."""
-    exact = in_float64(model)
+    exact = FlatClone(model, "float64")
     with tf.GradientTape() as tape:
-        logits = exact(tf.constant(x, tf.float64), training=True)
+        logits = exact.model(tf.constant(x, tf.float64), training=True)
     output_gradients = tf.constant(dlogits, tf.float64)
-    gradients = tape.gradient(logits, exact.trainable_weights, output_gradients=output_gradients)
+    gradients = tape.gradient(logits, exact.of(model.trainable_weights), output_gradients=output_gradients)
     return [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
 
 

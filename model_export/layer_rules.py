@@ -11,6 +11,8 @@ from typing import Any, Final
 import numpy as np
 import tensorflow as tf
 
+from model_export.activation_functions import operations_of_activation
+from model_export.function_rules import FUNCTION, function_rule
 from model_export.image_rules import IMAGE_RULES
 from model_export.layer_operations import (
     Affine,
@@ -28,7 +30,15 @@ from model_export.layer_operations import (
 )
 from model_export.operations import Activation, Add, Dense, Dropout, Operation, Reshape
 from model_export.remedies import remedy_for
-from model_export.rule_parts import LayerReading, Rule, activation_of, bias_of, refuse, require_channels_last
+from model_export.rule_parts import (
+    LayerReading,
+    Rule,
+    activation_of,
+    bias_of,
+    refuse,
+    require_channels_last,
+    require_equal_ranks,
+)
 from model_export.sequence_rules import SEQUENCE_RULES
 
 __all__ = ["SUPPORTED_LAYERS", "LayerReading", "operations_of_layer"]
@@ -48,7 +58,7 @@ def operations_of_layer(reading: LayerReading) -> list[Operation]:
         UnsupportedLayer: The layer, or an option of it, has no lowering; names the layer and what to use.
     """
     layer = reading.layer
-    rule = _RULES.get(type(layer))
+    rule = function_rule if type(layer).__name__ == FUNCTION else _RULES.get(type(layer))
     if rule is None:
         supported = ", ".join(sorted(kind.__name__ for kind in _RULES))
         refuse(layer, "has no lowering", remedy_for(type(layer).__name__) or f"Supported layers: {supported}.")
@@ -71,15 +81,15 @@ def _flatten(reading: LayerReading) -> list[Operation]:
     return [Reshape()]
 
 
-def _relu(reading: LayerReading) -> list[Operation]:
-    layer = reading.layer
-    if layer.threshold or (layer.max_value is not None and layer.negative_slope):
-        refuse(layer, "threshold, or max_value together with negative_slope, is set", "Use one of the latter two.")
-    if layer.max_value is not None:
-        return [Activation(name="capped_relu", parameter=float(layer.max_value))]
-    if layer.negative_slope:
-        return [Activation(name="leaky_relu", parameter=float(layer.negative_slope))]
-    return [Activation(name="relu")]
+def _activation_layer(reading: LayerReading) -> list[Operation]:
+    operations = operations_of_activation(reading.layer)
+    if operations is None:
+        refuse(
+            reading.layer,
+            "threshold, or max_value together with negative_slope, is set",
+            "Use one of the latter two.",
+        )
+    return operations
 
 
 def _softmax(reading: LayerReading) -> list[Operation]:
@@ -90,14 +100,14 @@ def _softmax(reading: LayerReading) -> list[Operation]:
 
 def _dropout(reading: LayerReading, *, is_spatial: bool = False) -> list[Operation]:
     layer = reading.layer
+    if not layer.rate or not reading.is_training:
+        return []
     require_channels_last(layer)
     if layer.noise_shape is not None or layer.seed is not None:
         refuse(layer, "noise_shape or seed is set", "Leave both out: masks are drawn from dropout tickets.")
-    if len(layer.inbound_nodes) > 1:
+    if reading.is_repeated:
         refuse(layer, "is used more than once", "Use one Dropout layer per place: each has masks of its own.")
-    if not layer.rate:
-        return []
-    return [Dropout(index=reading.num_dropouts, rate=float(layer.rate), layer_name=layer.name, is_spatial=is_spatial)]
+    return [Dropout(index=reading.num_dropouts, rate=float(layer.rate), is_spatial=is_spatial)]
 
 
 _spatial_dropout: Final = functools.partial(_dropout, is_spatial=True)
@@ -118,18 +128,13 @@ def _as_nested(array: Any) -> Any:
 
 
 def _add(reading: LayerReading) -> list[Operation]:
-    _require_equal_ranks(reading)
+    require_equal_ranks(reading)
     return [Add()]
 
 
 def _merge(kind: MergeKind, reading: LayerReading) -> list[Operation]:
-    _require_equal_ranks(reading)
+    require_equal_ranks(reading)
     return [Merge(kind=kind)]
-
-
-def _require_equal_ranks(reading: LayerReading) -> None:
-    if len({len(shape) for shape in reading.input_shapes}) > 1:
-        refuse(reading.layer, "its inputs have different numbers of axes", "Put a Reshape layer before it.")
 
 
 def _concatenate(reading: LayerReading) -> list[Operation]:
@@ -173,7 +178,7 @@ def _batch_norm(reading: LayerReading) -> list[Operation]:
         refuse(layer, f"axis={list(layer.axis)} of {1 + len(shape)} axes", "Use axis=-1, on images or less.")
     if getattr(layer, "synchronized", False):
         refuse(layer, "synchronized=True", "Use synchronized=False: a device trains alone.")
-    if layer.trainable and len(layer.inbound_nodes) > 1:
+    if layer.trainable and reading.is_repeated:
         refuse(
             layer, "is used more than once", "Use one BatchNormalization per place: each follows its own statistics."
         )
@@ -185,7 +190,7 @@ def _batch_norm(reading: LayerReading) -> list[Operation]:
             variance=reading.weight_position(layer.moving_variance),
             momentum=float(layer.momentum),
             epsilon=layer.epsilon,
-            is_training=layer.trainable,
+            is_training=layer.trainable and reading.is_training,
             has_correction=bool(layer.fused),
         )
     ]
@@ -241,20 +246,20 @@ _RULES: Final[Mapping[type, Rule]] = {
     _layers.Concatenate: _concatenate,
     _layers.Dense: _dense,
     _layers.Dropout: _dropout,
-    _layers.ELU: lambda reading: [Activation(name="scaled_elu", parameter=float(reading.layer.alpha))],
+    _layers.ELU: _activation_layer,
     _layers.Flatten: _flatten,
     _layers.GRU: functools.partial(_recurrent, "gru"),
     _layers.GroupNormalization: _group_norm,
     _layers.Identity: lambda _: [],
     _layers.LSTM: functools.partial(_recurrent, "lstm"),
     _layers.LayerNormalization: _layer_norm,
-    _layers.LeakyReLU: lambda reading: [Activation(name="leaky_relu", parameter=float(reading.layer.alpha))],
+    _layers.LeakyReLU: _activation_layer,
     _layers.Maximum: functools.partial(_merge, "maximum"),
     _layers.Minimum: functools.partial(_merge, "minimum"),
     _layers.Multiply: functools.partial(_merge, "multiply"),
     _layers.Normalization: _normalization,
     _layers.Permute: lambda reading: [Permute(order=tuple(reading.layer.dims))],
-    _layers.ReLU: _relu,
+    _layers.ReLU: _activation_layer,
     _layers.RepeatVector: _repeat_vector,
     _layers.Rescaling: lambda reading: [Affine(scale=float(reading.layer.scale), offset=float(reading.layer.offset))],
     _layers.Reshape: lambda _: [Reshape()],

@@ -49,6 +49,25 @@ def _hard_swish(x: Any) -> Any:
     return _layers.Multiply()([x, gate])
 
 
+def _operators(x: Any) -> Any:
+    y = _layers.Dense(x.shape[-1], activation=tf.nn.leaky_relu)(x)
+    return tf.concat([tf.maximum(1.0 - x * 0.5, y) - y, x + y + 2.0, tf.nn.relu6((y - 0.1) / 3.0) * x], axis=-1)
+
+
+def _inner_model(x: Any) -> Any:
+    given = tf.keras.Input(x.shape[1:])
+    branches = [_layers.Conv2D(4, 3, activation="relu", name="conv")(given), _layers.Conv2D(4, 3)(given)]
+    tower = tf.keras.Model(given, branches[::-1])
+    linear, curved = tower(x)
+    head = tf.keras.Sequential([_layers.Conv2D(4, 1, name="conv"), _layers.BatchNormalization()])
+    return _layers.Concatenate()([linear, head(curved, training=False)])
+
+
+def _inner_model_twice(x: Any) -> Any:
+    shared = tf.keras.Sequential([_layers.Dense(4, activation="tanh"), _layers.Dense(x.shape[-1])])
+    return _layers.Subtract()([x, shared(shared(x))])
+
+
 def _frozen_batch_norm(x: Any) -> Any:
     layer = _layers.BatchNormalization(trainable=False)
     y = layer(x)
@@ -212,6 +231,10 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
     "selu": _activation("selu"),
     "gelu (exact)": _activation("gelu"),
     "swish": _activation("swish"),
+    "gelu (tanh form)": (_FEATURES, lambda x: tf.keras.activations.gelu(x, approximate=True)),
+    "relu6": _activation("relu6"),
+    "leaky_relu": _activation("leaky_relu"),
+    "mish": _activation("mish"),
     "hard swish of ReLU6": (_FEATURES, _hard_swish),
     "hard_sigmoid": _activation("hard_sigmoid"),
     "sigmoid": _activation("sigmoid"),
@@ -221,6 +244,9 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
     "exponential": _activation("exponential"),
     "softmax": _activation("softmax"),
     "Softmax": _on(_FEATURES, _layers.Softmax),
+    "operators and functions": (_FEATURES, _operators),
+    "models as layers": (_IMAGE, _inner_model),
+    "a model as a layer, twice": (_FEATURES, _inner_model_twice),
     "Identity": _on(_FEATURES, _layers.Identity),
 }
 """Name of the row -> shape of an example, and what is built on a value of that shape."""

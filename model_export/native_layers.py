@@ -36,6 +36,8 @@ def native_activation(name: str, parameter: float) -> Callable[[Any], Any]:
     match name:
         case "capped_relu":
             return lambda x: tf.clip_by_value(x, 0.0, parameter)
+        case "gelu_tanh":
+            return lambda x: tf.nn.gelu(x, approximate=True)
         case "leaky_relu":
             return lambda x: tf.nn.leaky_relu(x, parameter)
         case "scaled_elu":

@@ -134,7 +134,6 @@ class Dropout:
 
     index: int
     rate: float
-    layer_name: str
     is_spatial: bool = False
     """Whether whole channels are dropped: one decision for all pixels of one."""
 

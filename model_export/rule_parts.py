@@ -4,13 +4,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeAlias
 
-import tensorflow as tf
-
+from model_export.activation_functions import ACTIVATION_NAMES, TANH_GELU, operations_of_activation
 from model_export.errors import UnsupportedLayer
-from model_export.lowering.activations import ACTIVATIONS
-from model_export.operations import Activation, Bias, Operation
+from model_export.operations import Bias, Operation
 
-__all__ = ["LayerReading", "Rule", "activation_of", "bias_of", "pair_of", "refuse", "require_channels_last"]
+__all__ = [
+    "LayerReading",
+    "Rule",
+    "activation_of",
+    "bias_of",
+    "pair_of",
+    "refuse",
+    "require_channels_last",
+    "require_equal_ranks",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +32,13 @@ class LayerReading:
     """Shape of each input for one example."""
     reads_examples: bool
     """Whether its only input is the model's."""
-    call_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What the layer is called with by name."""
+    arguments: tuple[Any, ...] = ()
+    """What the layer is called with; something that is no number stands for each of its inputs."""
+    named_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    is_training: bool = True
+    """False where the layer, or a model that holds it, is called with ``training=False``."""
+    is_repeated: bool = False
+    """Whether the layer was called before."""
 
 
 Rule: TypeAlias = Callable[[LayerReading], list[Operation]]
@@ -39,20 +51,25 @@ def bias_of(reading: LayerReading) -> list[Operation]:
 
 
 def activation_of(layer: Any) -> list[Operation]:
-    """The layer's ``activation``: one of Keras's own functions."""
+    """The layer's ``activation``: one of the functions of Keras and TensorFlow, or a layer."""
     function = layer.activation
-    name = getattr(function, "__name__", str(function))
-    if function in (None, tf.keras.activations.linear):
-        return []
-    if name not in ACTIVATIONS or function is not getattr(tf.keras.activations, name):
-        refuse(layer, f"activation {name!r} has no lowering", f"Use one of: linear, {', '.join(sorted(ACTIVATIONS))}.")
-    return [Activation(name=name)]
+    operations = operations_of_activation(function)
+    if operations is None:
+        name = getattr(function, "__name__", str(function))
+        refuse(layer, f"activation {name!r} has no lowering", f"Use one of: {', '.join(ACTIVATION_NAMES)}. {TANH_GELU}")
+    return operations
 
 
 def require_channels_last(layer: Any) -> None:
     """Refuses ``channels_first``."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         refuse(layer, f"data_format={layer.data_format!r}", "Use data_format='channels_last'.")
+
+
+def require_equal_ranks(reading: LayerReading) -> None:
+    """Refuses a merge whose inputs would be broadcast along axes that one of them lacks."""
+    if len({len(shape) for shape in reading.input_shapes}) > 1:
+        refuse(reading.layer, "its inputs have different numbers of axes", "Put a Reshape layer before it.")
 
 
 def pair_of(values: Any) -> tuple[int, int]:

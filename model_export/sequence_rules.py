@@ -36,7 +36,7 @@ def _embedding(reading: LayerReading) -> list[Operation]:
 
 def attention_inputs(call: Any) -> list[Any]:
     """Query, value and key of a call of MultiHeadAttention; a key that is not given is the value."""
-    given = {**dict(zip(("query", "value", "key"), call.call_args, strict=False)), **call.call_kwargs}
+    given = {**dict(zip(("query", "value", "key"), call.args, strict=False)), **call.kwargs}
     key = given.get("key")
     return [given["query"], given["value"], given["value"] if key is None else key]
 
@@ -47,14 +47,14 @@ def _attention(reading: LayerReading) -> list[Operation]:
     parts = [getattr(layer, f"_{name}_dense") for name in ("query", "key", "value", "output")]
     biases = tuple(reading.weight_position(part.bias) for part in parts) if layer._use_bias else ()  # noqa: SLF001
     query, key, value, output = (reading.weight_position(part.kernel) for part in parts)
-    is_causal = bool(reading.call_arguments.get("use_causal_mask"))
+    is_causal = bool(reading.named_arguments.get("use_causal_mask"))
     return [Attention(kernels=(query, key, value, output), biases=biases, is_causal=is_causal)]
 
 
 def _refuse_attention_options(reading: LayerReading) -> None:
     layer = reading.layer
     options = layer.get_config()
-    if any(len(node.call_args) > _MAX_POSITIONAL for node in layer.inbound_nodes):
+    if any(argument is not None for argument in reading.arguments[_MAX_POSITIONAL:]):
         refuse(layer, "is called with an attention mask", "Leave it out, or use use_causal_mask=True.")
     if options["dropout"]:
         refuse(layer, f"dropout={options['dropout']}", "Put a Dropout layer after it.")

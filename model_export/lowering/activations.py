@@ -13,6 +13,8 @@ __all__ = ["ACTIVATIONS", "PARAMETRIC", "relu", "sigmoid", "softmax", "tanh"]
 _SELU_SCALE: Final = 1.0507009873554805
 _SELU_ALPHA: Final = 1.6732632423543772
 _SIX: Final = 6.0
+_GELU_CUBE: Final = 0.044715
+_GELU_SCALE: Final = math.sqrt(2 / math.pi)
 
 # erf(x) = x P(x^2) / Q(x^2) on [-4, 4]; the coefficients of Eigen and XLA, highest power first, error below 3e-7.
 _ERF_P: Final = (
@@ -69,6 +71,22 @@ def _gelu(x: Tensor) -> tuple[Tensor, Pullback]:
     cdf = 0.5 * (1.0 + _erf(x * math.sqrt(0.5)))
     density = tf.exp(x * x * -0.5) * (1.0 / math.sqrt(2 * math.pi))
     return x * cdf, lambda dy: dy * (cdf + x * density)
+
+
+def _gelu_tanh(x: Tensor) -> tuple[Tensor, Pullback]:
+    """The tanh form of gelu (same source, section 2)."""
+    square = x * x
+    t = tf.tanh(x * (square * _GELU_CUBE + 1.0) * _GELU_SCALE)
+    half = 0.5 * (1.0 + t)
+    slope = (square * (3.0 * _GELU_CUBE) + 1.0) * _GELU_SCALE
+    return x * half, lambda dy: dy * (half + 0.5 * x * (1.0 - t * t) * slope)
+
+
+def _mish(x: Tensor) -> tuple[Tensor, Pullback]:
+    """The input times tanh(softplus(x)) (Misra 2019, arXiv:1908.08681)."""
+    positive, to_x = _softplus(x)
+    t = tf.tanh(positive)
+    return x * t, lambda dy: dy * t + to_x(dy * x * (1.0 - t * t))
 
 
 def _softplus(x: Tensor) -> tuple[Tensor, Pullback]:
@@ -131,7 +149,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Pullback]]] = {
     "elu": lambda x: _elu(x, 1.0),
     "exponential": _exponential,
     "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
     "hard_sigmoid": _hard_sigmoid,
+    "mish": _mish,
     "relu": relu,
     "selu": _selu,
     "sigmoid": sigmoid,
@@ -141,7 +161,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Pullback]]] = {
     "swish": _swish,
     "tanh": tanh,
 }
-"""Keras's name of the activation -> its lowering."""
+"""Keras's name of the activation (of gelu's other form ours) -> its lowering."""
 
 PARAMETRIC: Final[Mapping[str, Callable[[Tensor, float], tuple[Tensor, Pullback]]]] = {
     "capped_relu": _capped_relu,

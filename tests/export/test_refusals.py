@@ -35,7 +35,12 @@ UNSUPPORTED = {
     "bilinear upsampling": (lambda: layers.UpSampling2D(2, interpolation="bilinear"), "nearest"),
     "layer norm over the first axis": (lambda: layers.LayerNormalization(axis=1), "last axes"),
     "softmax over another axis": (lambda: layers.Softmax(axis=1), "axis=-1"),
-    "unknown activation": (lambda: layers.Conv2D(3, 3, activation="mish"), "Use one of"),
+    "unknown activation": (lambda: layers.Conv2D(3, 3, activation=tf.sin), "Use one of"),
+    "code as an activation": (lambda: layers.Dense(3, activation=lambda x: x), "gelu.x, approximate=True"),
+    "a thresholded ReLU as an activation": (
+        lambda: layers.Dense(3, activation=layers.ReLU(threshold=1.0)),
+        "Use one of",
+    ),
     "a function that is only named relu": (lambda: layers.Conv2D(3, 3, activation=fake_relu()), "Use one of"),
     "grouped convolution": (lambda: layers.Conv2D(4, 3, groups=2), "groups=1"),
     "channels first": (lambda: layers.MaxPooling2D(2, data_format="channels_first"), "channels_last"),
@@ -43,7 +48,6 @@ UNSUPPORTED = {
     "constraint": (lambda: layers.Conv2D(3, 3, kernel_constraint="non_neg"), "without kernel_constraint"),
     "dropout of whole channels": (lambda: layers.Dropout(0.5, noise_shape=(None, 1, 1, 2)), "Leave both out"),
     "half precision": (lambda: layers.Conv2D(3, 3, dtype="float16"), "float32"),
-    "nested model": (lambda: tf.keras.Sequential([layers.Conv2D(3, 3)]), "one by one"),
 }
 
 
@@ -64,6 +68,28 @@ def test_an_option_that_a_recurrent_layer_cannot_have_is_refused_with_what_to_us
     model = tf.keras.Model(inputs, layers.Dense(3)(layers.GRU(5, **options)(inputs)))
     with pytest.raises(UnsupportedLayer, match=advice):
         read_graph(model)
+
+
+FUNCTIONS = {
+    "a power": (lambda x: x**2, "math.pow"),
+    "a number over a tensor": (lambda x: 1 / x, "math.truediv"),
+    "division by zero": (lambda x: x / 0.0, "math.truediv"),
+    "a tensor over a tensor": (lambda x: x / (x + 1.0), "math.truediv"),
+    "a table of constants": (lambda x: x + tf.constant([1.0, 2.0, 3.0, 4.0, 5.0]), "add"),
+    "the larger of a tensor and a number": (lambda x: tf.maximum(x, 0.0), "math.maximum"),
+    "a piece": (lambda x: x[:, 1:], "Use Cropping1D"),
+    "softmax of another axis": (lambda x: tf.nn.softmax(x, 0), "nn.softmax"),
+    "a sum": (lambda x: tf.reduce_sum(x, 1, keepdims=True), "math.reduce_sum"),
+    "concatenation with a constant": (lambda x: tf.concat([x, [[1.0, 2.0]]], 1), "concat"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_that_cannot_be_exported_is_refused_by_name(name):
+    build, said = FUNCTIONS[name]
+    inputs = tf.keras.Input((5,))
+    with pytest.raises(UnsupportedLayer, match=said):
+        read_graph(tf.keras.Model(inputs, layers.Dense(3)(build(inputs))))
 
 
 def test_a_call_with_more_than_its_input_is_refused():
