@@ -6,7 +6,7 @@ was down is the owner's to repeat (the protocol's own receipts decide, not the b
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol, TypeAlias
 
 __all__ = ["BrokerLink", "EventSink", "Incoming", "LinkDown", "LinkEvent", "LinkUp", "Will", "topic_matches"]
@@ -62,6 +62,13 @@ class BrokerLink(Protocol):
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Sends at QoS 1 if connected; drops otherwise. Never blocks, never raises for a lost connection."""
+
+    def follow(self, filters: Collection[str]) -> None:
+        """Names the topic filters to hear beside the link's own, from now on and on every later connection.
+
+        Those not named before are subscribed to, so that what is retained on them arrives; those named no more are
+        left. A refusal by the broker is logged and changes nothing else. From any thread; never blocks.
+        """
 
     def stop(self) -> None:
         """Disconnects cleanly, after what was published before has been handed to the network. Idempotent."""

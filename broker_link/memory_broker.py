@@ -7,7 +7,7 @@ the owner's: the broker asks ``schedule`` to run a delivery later and ``delays``
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 from broker_link.link import EventSink, Incoming, LinkDown, LinkUp, Will, topic_matches
@@ -93,12 +93,21 @@ class MemoryBroker:
 
     def attach(self, link: "MemoryLink") -> None:
         """Adds a link's subscriptions."""
-        for topic_filter in link.subscriptions:
+        self.add(link, link.every_subscription)
+
+    def add(self, link: "MemoryLink", filters: Collection[str]) -> None:
+        """Adds subscriptions to a link."""
+        for topic_filter in filters:
             self._links(topic_filter)[link] = None
 
-    def send_retained(self, link: "MemoryLink") -> None:
-        """Sends a link what is retained for its subscriptions."""
-        for topic_filter in link.subscriptions:
+    def remove(self, link: "MemoryLink", filters: Collection[str]) -> None:
+        """Takes subscriptions from a link."""
+        for topic_filter in filters:
+            self._links(topic_filter).pop(link, None)
+
+    def send_retained(self, link: "MemoryLink", filters: Collection[str]) -> None:
+        """Sends a link what is retained for some of its subscriptions."""
+        for topic_filter in filters:
             for topic in self._retained_for(topic_filter):
                 self._deliver(link, topic, self._retained[topic])
 
@@ -109,8 +118,7 @@ class MemoryBroker:
 
     def detach(self, link: "MemoryLink") -> None:
         """Removes a link's subscriptions."""
-        for topic_filter in link.subscriptions:
-            self._links(topic_filter).pop(link, None)
+        self.remove(link, link.every_subscription)
 
 
 class MemoryLink:
@@ -121,6 +129,7 @@ class MemoryLink:
     ) -> None:
         self._broker = broker
         self._will = will
+        self._followed: frozenset[str] = frozenset()
         self.subscriptions = subscriptions
         self.sink = sink
         self.is_up = False
@@ -140,12 +149,27 @@ class MemoryLink:
         self.connection += 1
         self._broker.attach(self)
         self.sink(LinkUp())
-        self._broker.send_retained(self)
+        self._broker.send_retained(self, self.every_subscription)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Sends if connected; drops otherwise."""
         if self.is_up:
             self._broker.publish(topic, payload, retain=retain)
+
+    @property
+    def every_subscription(self) -> tuple[str, ...]:
+        """Its own subscriptions, then the topics it follows."""
+        return (*self.subscriptions, *sorted(self._followed - set(self.subscriptions)))
+
+    def follow(self, filters: Collection[str]) -> None:
+        """Names the filters to hear beside its own subscriptions."""
+        wanted = frozenset(filters)
+        new, gone = sorted(wanted - self._followed), self._followed - wanted
+        self._followed = wanted
+        if self.is_up:
+            self._broker.remove(self, gone)
+            self._broker.add(self, new)
+            self._broker.send_retained(self, new)
 
     def stop(self) -> None:
         """Disconnects with a goodbye: the will is not published."""

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
@@ -92,6 +92,9 @@ class PahoLink:
         self._certificate = certificate
         self._timing = timing or LinkTiming()
         self._client: mqtt.Client | None = None
+        self._followed: frozenset[str] = frozenset()
+        self._following = threading.Lock()
+        self._first_mid = 0
         self._over = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -117,6 +120,18 @@ class PahoLink:
         client = self._client
         if client is not None and client.is_connected():
             client.publish(topic, payload, qos=1, retain=retain)
+
+    def follow(self, filters: Collection[str]) -> None:
+        """Names the filters to hear beside the link's own subscriptions."""
+        with self._following:
+            wanted = frozenset(filters)
+            new, gone = wanted - self._followed, self._followed - wanted
+            self._followed = wanted
+            client = self._client
+            if client is not None and client.is_connected():
+                _subscribe(client, new)
+                if gone:
+                    client.unsubscribe(sorted(gone))
 
     def stop(self) -> None:
         """Sends what was published, says goodbye (no will) and ends the supervisor."""
@@ -189,14 +204,19 @@ class PahoLink:
             _LOG.error("link_refused broker=%s reason=%s", self._url, reason_code)
             self._over.set()
         elif self._subscriptions:
-            client.subscribe([(topic_filter, 1) for topic_filter in self._subscriptions])
+            _, mid = client.subscribe([(topic_filter, 1) for topic_filter in self._subscriptions])
+            self._first_mid = mid or 0
         else:
             self._up(client)
 
     def _on_subscribe(
         self, client: mqtt.Client, userdata: object, mid: int, reasons: Sequence[ReasonCode], properties: object
     ) -> None:
-        del userdata, mid, properties
+        del userdata, properties
+        if mid != self._first_mid:
+            if any(reason.is_failure for reason in reasons):
+                _LOG.error("followed_topic_refused broker=%s", self._url)
+            return
         refused = [topic for topic, reason in zip(self._subscriptions, reasons, strict=False) if reason.is_failure]
         if refused:
             # No link is up that cannot hear: its owner would wait for ever for answers. The broker's rights may change.
@@ -209,6 +229,8 @@ class PahoLink:
         self._backoff.reset()
         _LOG.info("link_up broker=%s pid=%d", self._url, os.getpid())
         self._sink(LinkUp(proved_unix_s=proved_unix_s(client.socket())))
+        with self._following:
+            _subscribe(client, self._followed)
 
     def _on_disconnect(
         self, client: mqtt.Client, userdata: object, flags: object, reason_code: ReasonCode, properties: object
@@ -224,13 +246,18 @@ class PahoLink:
         except UnicodeDecodeError:
             _LOG.warning("link_topic_undecodable broker=%s", self._url)
             return
-        if not any(topic_matches(topic_filter, topic) for topic_filter in self._subscriptions):
+        if not any(topic_matches(topic_filter, topic) for topic_filter in (*self._subscriptions, *self._followed)):
             _LOG.warning("link_message_unasked broker=%s", self._url)
             return
         try:
             self._sink(Incoming(topic=topic, payload=bytes(message.payload)))
         except Exception:  # noqa: BLE001 - a raising callback would end paho's thread without a word
             _LOG.exception("link_sink_failed topic_bytes=%d", len(topic))
+
+
+def _subscribe(client: mqtt.Client, topics: Collection[str]) -> None:
+    if topics:
+        client.subscribe([(topic, 1) for topic in sorted(topics)])
 
 
 def _loop_is_alive(client: mqtt.Client) -> bool:

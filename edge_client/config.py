@@ -50,6 +50,15 @@
     modes = ["distributed", "local"]  # "central" trusts the coordinator with unnoised updates
     max_clipping_norm = "none"        # no update longer than this leaves, whatever clip a task has
     allow_queries = true              # whether questions to the fleet are answered, within the same budget
+    [releases]                        # models that are pushed to this device; none if left out
+    models = ["digits"]               # their names
+    root_file = "root.json"           # required with models: the keys that this device trusts, from the fleet's owner
+    tags = ["lab"]                    # groups that a rollout may begin with, beside the hardware class
+    trial_min = 10                    # how long a new release is watched before it stays
+    max_kib_per_s = 0                 # most that fetching may take of the network; 0 is no limit
+    num_threads = 1                   # of the check of a release
+    check_time_limit_s = 120
+    check_memory_limit_mb = 0         # limit of the check's address space; 0 is none, otherwise at least 256
 
 ``FLOCKWISE__TRAINING__NUM_THREADS=2`` overrides ``num_threads`` of ``[training]``. Relative paths count from the
 directory of the file. What is not listed here is refused, with the nearest name that exists.
@@ -74,6 +83,7 @@ __all__ = [
     "EdgeConfig",
     "EligibilitySection",
     "PrivacySection",
+    "ReleasesSection",
     "TrainingSection",
     "config_as_dict",
 ]
@@ -190,6 +200,33 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
         )
 
 
+class ReleasesSection(_Section, frozen=True, kw_only=True):
+    """Models that are pushed to this device."""
+
+    models: tuple[str, ...] = ()
+    root_file: str = ""
+    tags: tuple[str, ...] = ()
+    trial_min: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    max_kib_per_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    num_threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    check_time_limit_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    check_memory_limit_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            checked_identifier(name, kind="model")
+        for tag in self.tags:
+            checked_identifier(tag, kind="tag")
+        if len(set(self.models)) != len(self.models):
+            raise ValueError("models names one twice")
+        if self.models and not self.root_file:
+            raise ValueError("root_file is needed: the keys that this device trusts (flockwise keys root prints them)")
+        if not all(map(math.isfinite, (self.trial_min, self.max_kib_per_s, self.check_time_limit_s))):
+            raise ValueError("trial_min, max_kib_per_s and check_time_limit_s must be finite")
+        if 0 < self.check_memory_limit_mb < _MIN_MEMORY_LIMIT_MB:
+            raise ValueError(f"check_memory_limit_mb must be 0 or at least {_MIN_MEMORY_LIMIT_MB}")
+
+
 class EdgeConfig(_Section, frozen=True, kw_only=True):
     """Everything."""
 
@@ -199,6 +236,7 @@ class EdgeConfig(_Section, frozen=True, kw_only=True):
     training: TrainingSection = TrainingSection()
     eligibility: EligibilitySection = EligibilitySection()
     privacy: PrivacySection = PrivacySection()
+    releases: ReleasesSection = ReleasesSection()
 
 
 def config_as_dict(config: EdgeConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from edge_client.config import (
     EdgeConfig,
     EligibilitySection,
     PrivacySection,
+    ReleasesSection,
     TrainingSection,
 )
 from edge_client.errors import ConfigError
@@ -42,6 +43,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "training": TrainingSection,
     "eligibility": EligibilitySection,
     "privacy": PrivacySection,
+    "releases": ReleasesSection,
 }
 _PATHS: Final = (
     ("device", "state_dir"),
@@ -50,6 +52,7 @@ _PATHS: Final = (
     ("broker", "key_file"),
     ("broker", "password_file"),
     ("data", "path"),
+    ("releases", "root_file"),
 )
 _VARIABLE: Final = re.compile(ENV_PREFIX + r"([A-Za-z0-9]+)__([A-Za-z0-9_]+)")
 _LOGIN: Final = re.compile(r"//[^@]*@")

@@ -50,6 +50,7 @@ from edge_client.outbox import Outbox
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.let_out import let_out, refused
 from edge_client.privacy.release_desk import ReleaseDesk
+from edge_client.release_part import make_release_part
 from edge_client.service_manager import ServiceManager
 from edge_client.session import SessionState
 from edge_client.settings import AgentSettings
@@ -142,6 +143,10 @@ class Daemon:
             trainer=self._trainer,
             wake=self._wake,
         )
+        self._releases = make_release_part(
+            config, state_dir=self._state_dir, device_id=self.agent.channel.device_id, writer=self._writer,
+            time_floor=self._time_floor,
+        )  # fmt: skip
         self._take_identity(config)
         self._link = make_link(config, self.agent.channel, self._events.put)
 
@@ -176,7 +181,10 @@ class Daemon:
 
     def _step(self, ends_at: float) -> None:
         """Waits for the next event, of whatever kind, and handles it."""
-        outside_at = min(self._trainer.next_wakeup(), self._guard.next_wakeup(), self._service_manager.next_wakeup())
+        outside_at = min(
+            self._trainer.next_wakeup(), self._guard.next_wakeup(), self._service_manager.next_wakeup(),
+            self._releases.next_wakeup(),
+        )  # fmt: skip
         due_at = min(ends_at, self.agent.next_wakeup(), outside_at, self._eligibility.next_wakeup(self.agent.state))
         wait_s = min(max(due_at - time.monotonic(), 0.0), _LONGEST_SLEEP_S)
         try:
@@ -187,8 +195,9 @@ class Daemon:
             self._eligibility.connected(event)
         # Before the event, which may be a connection and thus a check-in.
         self._handle_change(self._eligibility.look_if_due(time.monotonic(), self.agent.state))
-        if event is not None:
+        if event is not None and not self._releases.handle(event, time.monotonic()):
             self._handle(event)
+        self._perform(self._releases.turn(self._link, self.agent.channel, time.monotonic()))
         ended = self._trainer.poll()
         if ended is not None:
             hit("device.job.finished")
@@ -319,6 +328,7 @@ class Daemon:
         self._service_manager.stopping()
         self._perform(self.agent.shut_down())
         self._trainer.close()
+        self._releases.stop()
         self._link.stop()
         self._time_floor.flush()
         self._state_dir.unlock()

@@ -76,6 +76,16 @@ class StateDir:
         return self._path / "crashes"
 
     @property
+    def models(self) -> Path:
+        """Released models, which apps open."""
+        return self._path / "models"
+
+    @property
+    def release_metadata(self) -> Path:
+        """What has been verified of the release channel."""
+        return self._path / "releases"
+
+    @property
     def ledger(self) -> Path:
         """The privacy ledger."""
         return ledger_path(self._path)

@@ -8,7 +8,7 @@ the same bounds. A test holds it to the same scenarios on real brokers.
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from broker_link.backoff import FullJitterBackoff
@@ -62,6 +62,7 @@ class LightLink:
         self._backoff = FullJitterBackoff(base_s=0.5, cap_s=60.0, uniform=uniform)
         self._writer: asyncio.StreamWriter | None = None
         self._is_up = False
+        self._followed: frozenset[str] = frozenset()
         self._ids = itertools.cycle(range(1, _HIGHEST_ID + 1))
         self._task: asyncio.Task[None] | None = None
 
@@ -80,6 +81,17 @@ class LightLink:
                 next(self._ids).to_bytes(2, "big"),
                 payload,
             )
+
+    def follow(self, filters: Collection[str]) -> None:
+        """Names the filters to hear beside the link's own subscriptions."""
+        wanted = frozenset(filters)
+        new, gone = sorted(wanted - self._followed), sorted(self._followed - wanted)
+        self._followed = wanted
+        if self._is_up:
+            self._subscribe(new)
+            if gone:
+                names = b"".join(encode_string(topic) for topic in gone)
+                self._send(PacketType.UNSUBSCRIBE, 2, next(self._ids).to_bytes(2, "big"), names)
 
     def stop(self) -> None:
         """Says goodbye after what was published before, and ends."""
@@ -139,16 +151,21 @@ class LightLink:
             case PacketType.CONNACK:
                 if packet.body[1] != 0:
                     raise ValueError(f"the broker refused the connection: {packet.body[1]}")
-                filters = b"".join(encode_string(topic_filter) + b"\x01" for topic_filter in self._subscriptions)
-                self._send(PacketType.SUBSCRIBE, 2, next(self._ids).to_bytes(2, "big"), filters)
-            case PacketType.SUBACK:
+                self._subscribe(self._subscriptions)
+            case PacketType.SUBACK if not self._is_up:
                 if any(code & 0x80 for code in packet.body[2:]):
                     raise ValueError("the broker refused a subscription")
                 self._is_up = True
                 self._backoff.reset()
                 self._sink(LinkUp())
+                self._subscribe(sorted(self._followed))
             case PacketType.PUBLISH:
                 self._take_publish(packet)
+
+    def _subscribe(self, topics: Sequence[str]) -> None:
+        if topics:
+            filters = b"".join(encode_string(topic) + b"\x01" for topic in topics)
+            self._send(PacketType.SUBSCRIBE, 2, next(self._ids).to_bytes(2, "big"), filters)
 
     def _take_publish(self, packet: Packet) -> None:
         body = packet.body

@@ -21,6 +21,7 @@ class PacketType:
     PUBACK: Final = 4
     SUBSCRIBE: Final = 8
     SUBACK: Final = 9
+    UNSUBSCRIBE: Final = 10
     PINGREQ: Final = 12
     PINGRESP: Final = 13
     DISCONNECT: Final = 14

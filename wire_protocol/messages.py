@@ -23,6 +23,7 @@ from wire_protocol.limits import (
 )
 from wire_protocol.message_base import Digest, Identifier, Message, MessagePart, Nonce, RoundId
 from wire_protocol.opening_messages import OpeningAnswer, OpeningRefusal, OpeningRequest, RoundRoster
+from wire_protocol.release_report import ReleaseReport
 
 __all__ = [
     "WIRE_VERSION",
@@ -49,6 +50,7 @@ __all__ = [
     "Refusal",
     "RefusalReason",
     "RejectionReason",
+    "ReleaseReport",
     "Report",
     "RoundClosed",
     "RoundKind",
@@ -319,31 +321,12 @@ DeviceMessage = (
     | DeviceHealth
     | Enrol
     | OpeningAnswer
+    | ReleaseReport
 )
 CoordinatorMessage = TaskAnnouncement | Assignment | Refusal | PieceList | Piece | Receipt | RoundClosed
 """What a device hears in its session; `Enrolled` comes before there is one, and an `OpeningRequest` is for openers."""
 
-_AnyMessage = (
-    CheckIn
-    | PieceListRequest
-    | PieceRequest
-    | Piece
-    | Report
-    | Withdrawal
-    | DeviceStatus
-    | DeviceHealth
-    | Enrol
-    | Enrolled
-    | TaskAnnouncement
-    | Assignment
-    | Refusal
-    | PieceList
-    | Receipt
-    | RoundClosed
-    | OpeningRequest
-    | OpeningAnswer
-    | RoundRoster
-)
+_AnyMessage = DeviceMessage | CoordinatorMessage | Enrolled | OpeningRequest | RoundRoster
 _DECODER: Final = msgspec.msgpack.Decoder(_AnyMessage)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _M = TypeVar("_M", bound=Message)

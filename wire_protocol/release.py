@@ -24,6 +24,7 @@ __all__ = [
     "WHOLE_FLEET_PERMILLE",
     "GoldenBatch",
     "ModelTensor",
+    "PackedModel",
     "ReleaseLineage",
     "ReleaseManifest",
     "ReleaseNeeds",
@@ -69,6 +70,14 @@ class GoldenBatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The median time of one example on a device may not be more."""
 
 
+class PackedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model's bytes as one zstd frame, shorter to fetch."""
+
+    blob: BlobRef
+    base_sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    """The model that it is a difference to, as a raw dictionary; empty for none."""
+
+
 class ReleaseNeeds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a device must have. It is checked before a byte of the model is fetched."""
 
@@ -102,6 +111,8 @@ class ReleaseManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     name: _Name
     number: _Number
     model: BlobRef
+    packed: Annotated[tuple[PackedModel, ...], msgspec.Meta(max_length=8)] = ()
+    """Other ways to fetch the same bytes."""
     input: ModelTensor
     output: ModelTensor
     golden: GoldenBatch

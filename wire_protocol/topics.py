@@ -36,6 +36,7 @@ __all__ = [
     "release_file_name",
     "release_piece",
     "release_piece_list",
+    "release_piece_prefix",
     "status_filter",
     "up_filter",
 ]
@@ -155,6 +156,11 @@ def release_file_name(topic: str) -> str:
     raise MalformedMessage(f"not a release topic: {topic[:200]!r}")
 
 
+def release_piece_prefix(population: str) -> str:
+    """How every topic of a released blob begins."""
+    return f"{TOPIC_ROOT}/{checked_identifier(population, kind='population')}/piece/"
+
+
 def release_piece(population: str, sha256: bytes, index: int) -> str:
     """Topic of one piece of a released blob."""
     return f"{_blob(population, sha256)}/{index}"
@@ -181,4 +187,4 @@ def parse_release_piece(topic: str) -> tuple[bytes, int | None]:
 
 
 def _blob(population: str, sha256: bytes) -> str:
-    return f"{TOPIC_ROOT}/{checked_identifier(population, kind='population')}/piece/{sha256.hex()}"
+    return f"{release_piece_prefix(population)}{sha256.hex()}"

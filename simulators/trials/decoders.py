@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import zstandard
 
 from broker_link.broker_url import parse_broker_url
 from broker_link.errors import InvalidBrokerUrl
@@ -24,8 +25,11 @@ from coordinator.errors import CheckpointDamaged, InvalidConfig
 from edge_client.checked_file import SEAL_BYTES, seal, unseal
 from edge_client.crash_record import CrashRecord, decode_record, encode_record
 from edge_client.eligibility.hours import parse_hours
-from edge_client.errors import CorruptState, FrameError
+from edge_client.errors import CorruptState, DataFormatError, FrameError, ReleaseRefused
 from edge_client.pending_report import PendingReport, decode_pending, encode_pending
+from edge_client.releases.golden import GoldenExamples, decode_golden, encode_golden
+from edge_client.releases.slots import SlotRecord, decode_slot_record, encode_slot_record
+from edge_client.releases.unpacking import unpack_model
 from edge_client.trainer_frames import Frame, JobFrame, ResultFrame, read_frame, read_job, read_result, write_frame
 from edge_client.training import TrainingJob
 from model_export.certificate import decode_certificate
@@ -168,7 +172,32 @@ def _release_decoders() -> list[Decoder]:
     wire = (WireError,)
     return [
         _one("release manifest", decode_manifest, wire, (encode_release_file(manifest),), decode_manifest),
+        _one(
+            "golden batch",
+            lambda data: decode_golden(data, manifest),
+            (DataFormatError,),
+            (
+                encode_golden(
+                    GoldenExamples(inputs=np.zeros((8, 8, 8, 1), np.float32), outputs=np.zeros((8, 10), np.float32))
+                ),
+            ),
+            decode_golden,
+        ),
+        _one(
+            "release record",
+            decode_slot_record,
+            (CorruptState,),
+            (encode_slot_record(SlotRecord(current=3)),),
+            decode_slot_record,
+        ),
         _one("rollout order", decode_order, wire, (encode_release_file(order),), decode_order),
+        _one(
+            "packed model",
+            lambda data: unpack_model(data, blob, base=None),
+            (ReleaseRefused,),
+            (zstandard.ZstdCompressor().compress(bytes(2000)),),
+            unpack_model,
+        ),
         _one("release topic", lambda data: release_file_name(_text(data)), wire, file_topics, release_file_name),
         _one("piece topic", lambda data: parse_release_piece(_text(data)), wire, pieces, parse_release_piece),
     ]

@@ -31,6 +31,7 @@ from wire_protocol.messages import (
     Withdrawal,
     WithdrawalReason,
 )
+from wire_protocol.release_report import ReleaseCheck, ReleaseFailure, ReleaseReport, ReleaseState
 
 __all__ = ["sample_messages", "sample_metrics"]
 
@@ -112,4 +113,14 @@ def sample_messages() -> tuple[Message, ...]:
         OpeningAnswer(round_id=7, nonce=_NONCE, answer=ref, piece_digests=_BLOB.piece_digests),
         OpeningAnswer(round_id=7, nonce=_NONCE, answer=None, refusal=OpeningRefusal.BAD_BOX, device_id="device-1"),
         RoundRoster(round_id=7, nonce=_NONCE, roster=ref),
+        ReleaseReport(
+            name="digits",
+            serial=4,
+            number=8,
+            state=ReleaseState.FAILED,
+            current=7,
+            failure=ReleaseFailure.SLOW,
+            detail="31.5 ms",
+            check=ReleaseCheck(latency_ms=31.5, max_abs_error=0.25, agreement=1.0, peak_memory_mb=12.5),
+        ),
     )

@@ -81,6 +81,28 @@ def test_a_lost_connection_publishes_the_will_and_the_link_returns_with_its_subs
     assert events.get(timeout=WAIT_S) == Incoming(topic=topic, payload=b"again")
 
 
+def test_followed_topics_bring_what_is_retained_and_are_followed_again_after_a_break(connect):
+    base = _topic()
+    sender, _ = connect()
+    for name in ("a", "b"):
+        sender.publish(f"{base}/{name}", name.encode(), retain=True)
+    sender.stop()
+    link, events = connect(_topic())
+    link.follow([f"{base}/a"])
+    assert events.get(timeout=WAIT_S) == Incoming(topic=f"{base}/a", payload=b"a")
+    link.follow([f"{base}/b"])
+    assert events.get(timeout=WAIT_S) == Incoming(topic=f"{base}/b", payload=b"b")
+    link._client.socket().shutdown(2)
+    seen = [events.get(timeout=WAIT_S) for _ in range(3)]
+    assert [type(event) for event in seen[:2]] == [LinkDown, LinkUp]
+    assert seen[2] == Incoming(topic=f"{base}/b", payload=b"b")
+    link.follow([])
+    other, _ = connect()
+    other.publish(f"{base}/b", b"new", retain=True)
+    with pytest.raises(queue.Empty):
+        events.get(timeout=0.5)
+
+
 def test_a_goodbye_publishes_no_will(connect):
     status = _topic()
     _, watcher = connect(status)

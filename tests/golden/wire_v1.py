@@ -41,6 +41,7 @@ from wire_protocol.messages import (
     encode_message,
     message_kind,
 )
+from wire_protocol.release_report import ReleaseCheck, ReleaseFailure, ReleaseReport, ReleaseState
 
 DIRECTORY = Path(__file__).parent / "wire_v1"
 NONCE = bytes(range(16))
@@ -99,6 +100,16 @@ MESSAGES: tuple[Message, ...] = (
     OpeningAnswer(round_id=7, nonce=OTHER, answer=UPDATE, piece_digests=bytes(128)),
     OpeningAnswer(round_id=7, nonce=OTHER, answer=None, refusal=OpeningRefusal.BAD_BOX, device_id="device-1"),
     RoundRoster(round_id=7, nonce=OTHER, roster=UPDATE),
+    ReleaseReport(
+        name="digits",
+        serial=4,
+        number=8,
+        state=ReleaseState.FAILED,
+        current=7,
+        failure=ReleaseFailure.SLOW,
+        detail="31.5 ms",
+        check=ReleaseCheck(latency_ms=31.5, max_abs_error=0.25, agreement=1.0, peak_memory_mb=12.5),
+    ),
 )
 
 
