@@ -18,6 +18,7 @@ Randomness is SEAL's own: Blake2xb seeded by ``std::random_device``, which is th
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -111,28 +112,34 @@ class Encryptor:
 
 
 class CiphertextAdder:
-    """Adds ciphertexts without a key that opens them.
+    """Adds ciphertexts: needs the parameters that all keys here have, and no key.
 
     Args:
-        public: As `Encryptor`.
         num_values: d.
 
     Raises:
-        MalformedSealed: As `Encryptor`.
-        EncryptionUnavailable: As `Encryptor`.
+        EncryptionUnavailable: TenSEAL is not installed.
     """
 
-    def __init__(self, public: bytes, *, num_values: int) -> None:
-        self._context = _public_context(public)
+    def __init__(self, *, num_values: int) -> None:
+        self._context = _parameters()
         self._lengths = chunk_lengths(num_values)
         self._total: list[Any] = []
         self.num_added = 0
+
+    def check(self, chunks: Sequence[bytes]) -> None:
+        """Checks that ciphertexts can be added.
+
+        Raises:
+            MalformedSealed: They are not ciphertexts of these parameters, of the right number and length.
+        """
+        _vectors(self._context, chunks, self._lengths)
 
     def add(self, chunks: Sequence[bytes]) -> None:
         """Adds one update's ciphertexts; all of them or, if one is not in order, none.
 
         Raises:
-            MalformedSealed: They are not ciphertexts under this key of the right number and length.
+            MalformedSealed: As ``check``, or the noise of so many is not known to be small.
         """
         if self.num_added >= MAX_SUMMANDS:
             raise MalformedSealed(f"after {MAX_SUMMANDS} ciphertexts the noise is not known to be small any more")
@@ -215,8 +222,16 @@ def _vectors(context: Any, chunks: Sequence[bytes], lengths: Sequence[int]) -> l
         # Two polynomials: a third would come of a product, and would let a total grow.
         if vector.size() != length or len(parts) != 1 or parts[0].size() != 2:  # noqa: PLR2004
             raise MalformedSealed(f"a ciphertext of another form than one of {length} numbers")
+        if parts[0].is_transparent():
+            raise MalformedSealed("a ciphertext that anybody can read")
         vectors.append(vector)
     return vectors
+
+
+@functools.cache
+def _parameters() -> Any:
+    """A context of a key that is thrown away: loading and adding need its parameters alone."""
+    return _loaded_context(make_key_pair().public)
 
 
 def _public_context(public: bytes) -> Any:

@@ -11,24 +11,32 @@ class EncryptedSum:
     """Adds encrypted updates: ciphertexts and tags.
 
     Args:
-        public_key: The key authority's (`bfv.BfvKeyPair.public`).
         num_values: d.
 
     Raises:
-        MalformedSealed: No public key.
         EncryptionUnavailable: TenSEAL is not installed.
     """
 
-    def __init__(self, public_key: bytes, *, num_values: int) -> None:
-        self._adder = CiphertextAdder(public_key, num_values=num_values)
+    def __init__(self, *, num_values: int) -> None:
+        self._adder = CiphertextAdder(num_values=num_values)
         self._num_values = num_values
         self._tags: tuple[int, ...] = (0,) * NUM_TAGS
+
+    def check(self, payload: bytes) -> None:
+        """Checks that an update's payload can be added.
+
+        Raises:
+            MalformedSealed: Not d encrypted numbers.
+            OversizedSealed: Longer than they can be.
+        """
+        self._adder.check(decode_ciphertext(payload, num_values=self._num_values).chunks)
 
     def add(self, payload: bytes) -> None:
         """Adds one update's payload; if it is not in order, nothing.
 
         Raises:
-            MalformedSealed: Not d numbers encrypted under this key.
+            MalformedSealed: As ``check``.
+            OversizedSealed: As ``check``.
         """
         ciphertext = decode_ciphertext(payload, num_values=self._num_values)
         self._adder.add(ciphertext.chunks)

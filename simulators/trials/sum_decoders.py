@@ -101,7 +101,7 @@ def _encryption_decoders() -> list[Decoder]:
         return decoders
     public = bfv.make_key_pair().public
     [ciphertext] = bfv.Encryptor(public).encrypt(np.arange(3))
-    adder = bfv.CiphertextAdder(public, num_values=3)
+    adder = bfv.CiphertextAdder(num_values=3)
     return [
         *decoders,
         Decoder(

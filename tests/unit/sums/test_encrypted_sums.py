@@ -121,7 +121,7 @@ class Banks:
         return {name: self.seal(name, values, **options) for name, values in self.values.items()}
 
     def total(self, updates):
-        total = EncryptedSum(self.pair.public, num_values=self.num_values)
+        total = EncryptedSum(num_values=self.num_values)
         for update in updates:
             total.add(update.payload)
         return total.total()
@@ -172,7 +172,7 @@ def test_a_sum_of_a_hundred_extreme_updates_is_exact(pair):
     """As large as it may get without wrapping around: the noise is far from the limit, too."""
     largest = (PLAIN_MODULUS // 2) // 100
     values = np.array([largest, -largest, 0, 1] * 1024, np.int64)
-    chunks, adder = Encryptor(pair.public).encrypt(values), CiphertextAdder(pair.public, num_values=len(values))
+    chunks, adder = Encryptor(pair.public).encrypt(values), CiphertextAdder(num_values=len(values))
     for _ in range(100):
         adder.add(chunks)
     total = Decryptor(pair.secret).decrypt(adder.total(), num_values=len(values))
@@ -221,7 +221,7 @@ def test_a_coordinator_that_puts_its_own_numbers_into_the_sum_is_refused(banks):
     sealed = banks.all_sealed()
     honest = decode_ciphertext(banks.total(sealed.values()), num_values=7)
     extra = np.arange(7, dtype=np.int64)
-    adder = CiphertextAdder(banks.pair.public, num_values=7)
+    adder = CiphertextAdder(num_values=7)
     adder.add(honest.chunks)
     adder.add(Encryptor(banks.pair.public).encrypt(extra))
     guessed = inner_tags(extra, tag_secret=bytes(32), context=banks.context())
@@ -316,6 +316,11 @@ def test_whoever_has_no_secret_key_cannot_decrypt(pair):
         Encryptor(pair.secret)
 
 
+def test_the_total_does_not_depend_on_the_order_so_that_a_restart_asks_for_the_same(banks):
+    sealed = list(banks.all_sealed().values())
+    assert banks.total(sealed) == banks.total(reversed(sealed))
+
+
 def test_another_key_decrypts_to_nothing_of_use(banks, pair):
     other = make_key_pair()
     sealed = banks.all_sealed()
@@ -365,7 +370,7 @@ def test_the_noise_of_the_most_summands_is_far_below_what_decryption_bears():
 )
 def test_a_payload_that_is_not_in_order_leaves_the_total_as_it_was(banks, spoil):
     sealed = banks.all_sealed()
-    total = EncryptedSum(banks.pair.public, num_values=7)
+    total = EncryptedSum(num_values=7)
     for update in sealed.values():
         total.add(update.payload)
     before = total.total()
@@ -377,7 +382,7 @@ def test_a_payload_that_is_not_in_order_leaves_the_total_as_it_was(banks, spoil)
 def test_a_ciphertext_of_more_numbers_than_its_place_is_refused(pair):
     longer = Encryptor(pair.public).encrypt(np.arange(8))
     with pytest.raises(MalformedSealed, match="another form"):
-        CiphertextAdder(pair.public, num_values=7).add(longer)
+        CiphertextAdder(num_values=7).add(longer)
 
 
 def test_payloads_have_one_form_and_a_limit(banks):
