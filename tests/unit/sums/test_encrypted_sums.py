@@ -309,6 +309,14 @@ def test_the_coordinator_sees_numbers_that_do_not_depend_on_the_update(banks):
     assert len({view.chunks for view in views}) == len({view.tags for view in views}) == 4
 
 
+def test_weights_are_of_one_round_one_secret_and_one_row():
+    """Whoever learnt them in one round would know nothing of the next."""
+    values = np.arange(5, dtype=np.int64)
+    tags = [inner_tags(values, tag_secret=bytes([secret]) * 32, context=bytes([context]) * 32)
+            for secret in range(2) for context in range(2)]  # fmt: skip
+    assert len({number for row in tags for number in row}) == 4 * NUM_TAGS
+
+
 def test_whoever_has_no_secret_key_cannot_decrypt(pair):
     with pytest.raises(MalformedSealed, match="secret"):
         Decryptor(pair.public)
