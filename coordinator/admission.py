@@ -10,9 +10,12 @@ import math
 
 import numpy as np
 
-from coordinator.aggregation import ClientUpdate
+from coordinator.aggregation import ClientUpdate, SealedPart
 from coordinator.errors import UpdateRejected
 from coordinator.private_admission import is_overlong
+from coordinator.sealed_admission import SealedAdmission
+from secure_sum.errors import SecureSumError
+from secure_sum.sealed_update import decode_sealed_update
 from wire_protocol.blobs import DIGEST_BYTES
 from wire_protocol.errors import MalformedMessage, NonFiniteTensor, OversizedMessage, TensorMismatch
 from wire_protocol.integer_updates import decode_integer_update, max_integer_update_bytes
@@ -21,7 +24,15 @@ from wire_protocol.plan import TrainingPlan
 from wire_protocol.private_reports import PRIVATE_METRICS, PRIVATE_NUM_EXAMPLES, PRIVATE_WEIGHT
 from wire_protocol.tensors import Tensors, decode_tensors, max_encoded_bytes
 
-__all__ = ["AdmissionPolicy", "admit_header", "admit_update", "decode_client_update", "update_norm"]
+__all__ = [
+    "AdmissionPolicy",
+    "admit_header",
+    "admit_sealed",
+    "admit_update",
+    "decode_client_update",
+    "decode_sealed_part",
+    "update_norm",
+]
 
 _CORRECT_TOLERANCE = 1e-3
 
@@ -40,7 +51,14 @@ class AdmissionPolicy:
             raise ValueError("max_examples and max_update_norm must be positive")
 
 
-def admit_header(report: Report, *, kind: RoundKind, plan: TrainingPlan, policy: AdmissionPolicy) -> None:
+def admit_header(
+    report: Report,
+    *,
+    kind: RoundKind,
+    plan: TrainingPlan,
+    policy: AdmissionPolicy,
+    sealed: SealedAdmission | None = None,
+) -> None:
     """Checks a report before its update is taken.
 
     Raises:
@@ -50,9 +68,7 @@ def admit_header(report: Report, *, kind: RoundKind, plan: TrainingPlan, policy:
     if (update is not None) != (kind is RoundKind.TRAIN):
         raise UpdateRejected(RejectionReason.WRONG_SHAPE, f"an update is expected in a {kind.value} round alone")
     if update is not None:
-        is_private = plan.privacy is not None
-        largest = max_integer_update_bytes(plan.num_update_numbers) if is_private else max_encoded_bytes(plan.weights)
-        if update.num_bytes > largest:
+        if update.num_bytes > _largest(plan, sealed):
             raise UpdateRejected(RejectionReason.OVERSIZED, f"update of {update.num_bytes} bytes")
         expected = 0 if update.num_pieces == 1 else update.num_pieces * DIGEST_BYTES
         if len(report.piece_digests) != expected:
@@ -62,6 +78,44 @@ def admit_header(report: Report, *, kind: RoundKind, plan: TrainingPlan, policy:
         return
     _check_weight(report, plan, policy)
     _check_metrics(report.metrics, report.num_examples * plan.num_epochs)
+
+
+def _largest(plan: TrainingPlan, sealed: SealedAdmission | None) -> int:
+    """Longest update of a plan, in bytes."""
+    if sealed is not None:
+        return sealed.mode.max_update_bytes
+    return (
+        max_encoded_bytes(plan.weights) if plan.privacy is None else max_integer_update_bytes(plan.num_update_numbers)
+    )
+
+
+def admit_sealed(data: bytes, report: Report, *, device_id: str, sealed: SealedAdmission) -> ClientUpdate:
+    """Decodes and checks the bytes of a sealed update, as far as anybody can.
+
+    Raises:
+        UpdateRejected: With the reason.
+    """
+    update = sealed.admit(data, device_id=device_id, round_id=report.round_id)
+    return ClientUpdate(
+        model_delta=(),
+        sealed=SealedPart(device_id=device_id, update=update),
+        aggregation_weight=report.aggregation_weight,
+        metrics=report.metrics,
+    )
+
+
+def decode_sealed_part(data: bytes, device_id: str, *, aggregation_weight: float, metrics: Metrics) -> ClientUpdate:
+    """Decodes a sealed update that was admitted before.
+
+    Raises:
+        MalformedMessage: The bytes are none.
+    """
+    try:
+        update = decode_sealed_update(data, max_bytes=len(data))
+    except SecureSumError as error:
+        raise MalformedMessage(str(error)) from error
+    part = SealedPart(device_id=device_id, update=update)
+    return ClientUpdate(model_delta=(), sealed=part, aggregation_weight=aggregation_weight, metrics=metrics)
 
 
 def _check_says_nothing(report: Report) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.errors import StateMismatch, UpdateMismatch
+from secure_sum.sealed_update import SealedUpdate
 from wire_protocol.integer_updates import IntegerUpdate
 from wire_protocol.messages import Metrics
 from wire_protocol.plan import TensorSpec
@@ -28,6 +29,7 @@ __all__ = [
     "NumberedAggregator",
     "RoundAccumulator",
     "RoundResult",
+    "SealedPart",
     "ServerState",
     "check_leaves",
     "check_tensors",
@@ -54,6 +56,14 @@ class LeafSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class SealedPart:
+    """A device's update that nobody here can read."""
+
+    device_id: str
+    update: SealedUpdate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class ClientUpdate:
     """One device's contribution to a training round, admitted and decoded."""
 
@@ -65,12 +75,14 @@ class ClientUpdate:
     """Sums over the examples visited while training."""
     integers: IntegerUpdate | None = None
     """uint32 [d], modulo 2^32, of a private task; ``model_delta`` is empty then."""
+    sealed: SealedPart | None = None
+    """Of a confidential task, in the place of either."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.aggregation_weight) and self.aggregation_weight > 0):
             raise ValueError(f"aggregation_weight must be positive and finite, not {self.aggregation_weight}")
-        if (self.integers is not None) == bool(self.model_delta):
-            raise ValueError("an update is either a model_delta or integers")
+        if sum((bool(self.model_delta), self.integers is not None, self.sealed is not None)) != 1:
+            raise ValueError("an update is a model_delta, or integers, or sealed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)

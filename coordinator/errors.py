@@ -16,6 +16,8 @@ CoordinatorError
 ├── AggregationError       an aggregator refused: the round is lost, the state it began with is not
 │   ├── AccumulatorClosed       a fold or a finish after the round was finished (ours, a bug)
 │   ├── EmptyRound              a round was finished with nothing folded (ours, a bug)
+│   ├── OpeningLost             the openers of a sealed sum refuse, or what they say gives no sum (theirs)
+│   ├── OpeningTimedOut         they have not answered in time (transient)
 │   ├── QuorumMissed            too few reports came before the deadline (transient)
 │   ├── StateMismatch           a state or snapshot that is not this aggregator's (theirs: stored files)
 │   ├── UnsupportedAggregation  this aggregator cannot do what the specification asks (theirs: settings)
@@ -43,6 +45,8 @@ __all__ = [
     "InvalidConfig",
     "JournalDamaged",
     "JournalUnwritable",
+    "OpeningLost",
+    "OpeningTimedOut",
     "QuorumMissed",
     "ReleaseError",
     "RosterUnusable",
@@ -120,6 +124,14 @@ class AccumulatorClosed(AggregationError):
 
 class EmptyRound(AggregationError):
     """A round was finished with nothing folded."""
+
+
+class OpeningLost(AggregationError):
+    """A sealed sum cannot be opened by those who are left, or what they say gives no sum."""
+
+
+class OpeningTimedOut(AggregationError):
+    """A sealed sum was not opened in time."""
 
 
 class QuorumMissed(AggregationError):

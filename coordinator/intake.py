@@ -8,9 +8,10 @@ import collections
 import dataclasses
 
 from coordinator.actions import Action, Fold, FoldMetrics
-from coordinator.admission import AdmissionPolicy, admit_header, admit_update
+from coordinator.admission import AdmissionPolicy, admit_header, admit_sealed, admit_update
 from coordinator.errors import UpdateRejected
 from coordinator.round_table import Member, MemberState, Round, RoundState
+from coordinator.sealed_admission import SealedAdmission
 from coordinator.uploads import Upload, Uploads
 from wire_protocol.errors import BlobError
 from wire_protocol.messages import Piece, Receipt, ReceiptStatus, RejectionReason, Report
@@ -43,6 +44,8 @@ class ReportIntake:
         self._plan = plan
         self._policy = policy
         self._uploads = uploads
+        self.sealed: SealedAdmission | None = None
+        """What updates of a confidential task must be; set by whoever opens its sums."""
         self._rounds: collections.OrderedDict[int, Round] = collections.OrderedDict()
         self.rejections: collections.Counter[RejectionReason] = collections.Counter()
 
@@ -72,7 +75,7 @@ class ReportIntake:
         if round_.state is not RoundState.REPORTING:
             return self._reject(report, RejectionReason.LATE, None)
         try:
-            admit_header(report, kind=round_.kind, plan=self._plan, policy=self._policy)
+            admit_header(report, kind=round_.kind, plan=self._plan, policy=self._policy, sealed=self.sealed)
             return self._open(device_id, report, member, now)
         except UpdateRejected as error:
             return self._reject(report, error.reason, member)
@@ -129,7 +132,10 @@ class ReportIntake:
             data = upload.assembler.result()
         except BlobError as error:
             raise UpdateRejected(RejectionReason.BAD_HASH, str(error)) from error
-        update = admit_update(data, upload.report, plan=self._plan, policy=self._policy)
+        if self.sealed is not None:
+            update = admit_sealed(data, upload.report, device_id=device_id, sealed=self.sealed)
+        else:
+            update = admit_update(data, upload.report, plan=self._plan, policy=self._policy)
         self._uploads.discard(device_id)
         return Fold(device_id=device_id, update=update, encoded=data)
 

@@ -22,6 +22,8 @@ from coordinator.aggregation import (
 from coordinator.central_noise import check_central_noise
 from coordinator.errors import AccumulatorClosed, EmptyRound, InvalidConfig, QuorumMissed, StateMismatch, UpdateMismatch
 from coordinator.round_policy import RoundPolicy
+from coordinator.sealed_sums import SealedSumAggregator
+from coordinator.sum_modes import sum_mode_of
 from coordinator.sum_release import SumRelease, sum_release
 from wire_protocol.integer_updates import decode_sum, split_vector
 from wire_protocol.plan import TrainingPlan
@@ -33,13 +35,17 @@ __all__ = ["PrivateSumAggregator", "check_private_rounds", "private_aggregator"]
 
 
 def private_aggregator(inner: Aggregator, plan: TrainingPlan, policy: RoundPolicy) -> Aggregator:
-    """The same aggregator for a private task; itself for any other.
+    """The same aggregator for a private task, of sealed updates if it is confidential; itself for any other.
 
     Raises:
-        InvalidConfig: As ``check_private_rounds``.
+        InvalidConfig: As ``check_private_rounds``; or a confidentiality that this coordinator does not have.
     """
     check_private_rounds(plan, policy)
-    return inner if plan.privacy is None else PrivateSumAggregator(inner, plan, denominator=policy.report_goal)
+    if plan.privacy is None:
+        return inner
+    private: Aggregator = PrivateSumAggregator(inner, plan, denominator=policy.report_goal)
+    mode = sum_mode_of(plan)
+    return private if mode is None else SealedSumAggregator(private, mode)
 
 
 def check_private_rounds(plan: TrainingPlan, policy: RoundPolicy) -> None:

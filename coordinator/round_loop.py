@@ -6,7 +6,6 @@ acknowledged without it; only the end of a training or evaluation round waits fo
 """
 
 import collections
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -15,15 +14,18 @@ from broker_link.failpoints import hit
 from broker_link.link import LinkEvent
 from coordinator.actions import Action, CohortAssigned, Fold, FoldMetrics, Publish, RoundEnded, RoundOrder
 from coordinator.aggregation import Aggregator, ServerState
-from coordinator.errors import AggregationError
+from coordinator.errors import AggregationError, OpeningLost, OpeningTimedOut
 from coordinator.fleet import FleetCoordinator
 from coordinator.late_aggregator import LateAggregator
 from coordinator.participation_spacing import ParticipationSpacing
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, ForgetfulJournal, Journal, JournaledRound
 from coordinator.round_recovery import recover
+from coordinator.round_schedule import RoundSchedule, RoundSummary
 from coordinator.round_sums import RoundSums
 from coordinator.round_table import Round, RoundEvent, RoundState
+from coordinator.sum_modes import Opened
+from coordinator.sum_openings import SumOpenings
 from coordinator.sum_release import round_clip
 from wire_protocol.errors import WireError
 from wire_protocol.messages import RejectionReason, RoundKind
@@ -32,7 +34,7 @@ from wire_protocol.tensors import encode_tensors
 __all__ = ["RoundLoop", "RoundPrices", "RoundSchedule", "RoundSummary", "StateStore"]
 
 _LOG = logging.getLogger(__name__)
-_WATCHED_KINDS = frozenset({"assignment", "receipt"})
+_WATCHED_KINDS = frozenset({"assignment", "opening-request", "receipt"})
 
 
 class StateStore(Protocol):
@@ -52,42 +54,6 @@ class RoundPrices(Protocol):
         """What every round up to this one has cost a device."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RoundSchedule:
-    """Which rounds to run."""
-
-    num_commits: int
-    """Stop when the state has this many committed training rounds, those before a restart included."""
-    evaluate_every: int = 0
-    """A federated evaluation round after every this many commits; 0 for none."""
-    max_abandoned_in_a_row: int = 10
-    """Give up after this many abandoned rounds without a commit between them."""
-
-    def __post_init__(self) -> None:
-        if self.num_commits < 1 or self.evaluate_every < 0 or self.max_abandoned_in_a_row < 1:
-            raise ValueError("num_commits and max_abandoned_in_a_row must be positive, evaluate_every not negative")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RoundSummary:
-    """What became of one round."""
-
-    round_id: int
-    kind: RoundKind
-    state: RoundState
-    abandon_reason: str | None
-    num_assigned: int
-    num_reports: int
-    metrics: Mapping[str, float]
-    duration_s: float
-    num_commits: int
-    """Committed training rounds so far, this one included."""
-    epsilon: float | None = None
-    """What a device that took part in every round has been charged by now; None if the task is not private."""
-    refusals: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Messages that the guard before this loop has refused since the start, by reason; its owner fills it in."""
-
-
 class RoundLoop:
     """Drives the rounds of one population.
 
@@ -102,6 +68,7 @@ class RoundLoop:
         on_round: Told of every round that is over, with the state that it left.
         budget: Of a private task: no round is opened that would pass it.
         journal: What was assigned and counted is durable here before a device is told so.
+        openings: Of a confidential task: gets the sums of its rounds opened.
         flushes_itself: Whether each call ends with a `flush`; an owner that says False calls it, and so lets many
             updates share one disk flush.
     """
@@ -119,6 +86,7 @@ class RoundLoop:
         on_round: Callable[[RoundSummary, ServerState], None],
         budget: RoundPrices | None = None,
         journal: Journal | None = None,
+        openings: SumOpenings | None = None,
         flushes_itself: bool = True,
     ) -> None:
         self._fleet = fleet
@@ -129,6 +97,7 @@ class RoundLoop:
         self._on_round = on_round
         self._budget = budget
         self._journal = journal or ForgetfulJournal()
+        self._openings = openings
         self._flushes_itself = flushes_itself
         self._noted: list[Fold | FoldMetrics] = []
         late = aggregator if isinstance(aggregator, LateAggregator) else LateAggregator.ready(aggregator)
@@ -171,7 +140,13 @@ class RoundLoop:
 
     def handle(self, event: LinkEvent, *, now: float) -> None:
         """Takes a link event."""
-        self._run(self._fleet.handle(event, now=now), now)
+        taken = None if self._openings is None else self._openings.take(event, now=now)
+        if taken is None:
+            self._run(self._fleet.handle(event, now=now), now)
+            return
+        self._run(list(taken), now)
+        if taken:
+            self._run(self._catch_up(now), now)
 
     def tick(self, *, now: float) -> None:
         """Lets time pass."""
@@ -197,7 +172,8 @@ class RoundLoop:
 
     def next_wakeup(self) -> float | None:
         """When ``tick`` must be called at the latest."""
-        return self._fleet.next_wakeup()
+        opening_at = None if self._openings is None else self._openings.next_wakeup()
+        return self._fleet.next_wakeup() if opening_at is None else opening_at
 
     def _run(self, actions: list[Action], now: float) -> None:
         self._carry_out(actions, now)
@@ -300,24 +276,50 @@ class RoundLoop:
         if round_.state is not RoundState.AGGREGATING:
             return self._close_round(round_, RoundEvent.CANCELLED, {}, now)
         if not self._sums.open():
-            # It takes no report from here on, and says so to late ones: no restart may open it again.
-            self._journal.stop_reporting(round_.round_id)
-            self._journal.sync()
-            hit("coordinator.round.waiting")
+            self._stop_reporting(round_)
             return []
         metrics: Mapping[str, float] = {}
         event = RoundEvent.RESULT_STORED
         try:
             self._sums.catch_up()
+            if self._openings is not None and round_.kind is RoundKind.TRAIN:
+                asked = self._open_sum(self._openings, round_, now)
+                if asked is not None:
+                    return asked
             metrics = self._aggregate(round_)
+        except (OpeningLost, OpeningTimedOut) as error:
+            is_lost = isinstance(error, OpeningLost)
+            event = RoundEvent.OPENING_LOST if is_lost else RoundEvent.OPENING_TIMED_OUT
+            _LOG.warning("%s round_id=%d: %s", event.name.lower(), round_.round_id, error)
         except (WireError, AggregationError):
             _LOG.exception("aggregation_failed round_id=%d", round_.round_id)
             event = RoundEvent.AGGREGATION_FAILED
         return self._close_round(round_, event, metrics, now)
 
+    def _stop_reporting(self, round_: Round) -> None:
+        """The round takes no report from here on, and says so to late ones: no restart may open it again."""
+        self._journal.stop_reporting(round_.round_id)
+        self._journal.sync()
+        hit("coordinator.round.waiting")
+
+    def _open_sum(self, openings: SumOpenings, round_: Round, now: float) -> list[Action] | None:
+        """Goes on with opening a confidential sum; None when it is open."""
+        if not openings.has_begun(round_.round_id):
+            # Durable before the first opener is asked: it answers for one set of contributors, and this must stay it.
+            self._stop_reporting(round_)
+        sealed = self._sums.sealed_set(openings.admission, tuple(round_.cohort))
+        advanced = openings.advance(sealed, now=now)
+        if not isinstance(advanced, Opened):
+            return list(advanced)
+        hit("coordinator.opening.opened")
+        self._sums.take_opened(advanced)
+        return None
+
     def _close_round(self, round_: Round, event: RoundEvent, metrics: Mapping[str, float], now: float) -> list[Action]:
         """Writes down how a round ended (``event`` is of no matter if it is abandoned already); opens the next."""
         notices = self._fleet.close_round(event, now=now)
+        if self._openings is not None:
+            self._openings.close()
         self._journal.close_round(round_.round_id, round_.state)
         self._journal.sync()
         self._note_outcome(round_)

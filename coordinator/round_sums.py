@@ -9,8 +9,10 @@ first on, are in the sum. So nothing is folded twice and nothing is left out.
 import itertools
 from collections.abc import Mapping
 
+import msgspec
+
 from coordinator.actions import Fold, FoldMetrics
-from coordinator.admission import decode_client_update
+from coordinator.admission import decode_client_update, decode_sealed_part
 from coordinator.aggregation import (
     Aggregator,
     EvaluationAccumulator,
@@ -19,8 +21,14 @@ from coordinator.aggregation import (
     RoundResult,
     ServerState,
 )
+from coordinator.errors import UpdateMismatch
 from coordinator.late_aggregator import LateAggregator
 from coordinator.round_journal import Contribution, Journal
+from coordinator.sealed_admission import SealedAdmission
+from coordinator.sealed_sums import SealedSum
+from coordinator.sum_modes import Opened, SealedSet
+from secure_sum.errors import OpeningFailed
+from secure_sum.sealed_update import decode_sealed_update
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TrainingPlan
 
@@ -115,6 +123,29 @@ class RoundSums:
         for contribution in itertools.islice(rows, self._num_folded, self._num_counted):
             self._fold(self._as_action(contribution))
 
+    def sealed_set(self, admission: SealedAdmission, roster: tuple[str, ...]) -> SealedSet:
+        """What of a confidential round is to be opened.
+
+        Raises:
+            UpdateMismatch: The round's updates are not sealed.
+        """
+        self._check_complete()
+        if not isinstance(self._training, SealedSum):
+            raise UpdateMismatch("the updates of this round are not sealed")
+        return self._training.sealed_set(admission, self._round_id, roster, self._payload_of)
+
+    def take_opened(self, opened: Opened) -> None:
+        """Takes the plain sum of a confidential round."""
+        if not isinstance(self._training, SealedSum):
+            raise UpdateMismatch("the updates of this round are not sealed")
+        self._training.take_opened(opened)
+
+    def _payload_of(self, device_id: str) -> bytes:
+        for contribution in self._journal.contributions(self._round_id):
+            if contribution.device_id == device_id and contribution.model_delta is not None:
+                return decode_sealed_update(contribution.model_delta, max_bytes=len(contribution.model_delta)).payload
+        raise OpeningFailed(f"the sealed update of {device_id} is not kept")
+
     def finish_training(self) -> RoundResult:
         """Computes the next state.
 
@@ -152,10 +183,13 @@ class RoundSums:
     def _as_action(self, contribution: Contribution) -> Fold | FoldMetrics:
         if contribution.model_delta is None:
             return FoldMetrics(device_id=contribution.device_id, metrics=contribution.metrics)
-        update = decode_client_update(
-            contribution.model_delta,
-            self._plan,
-            aggregation_weight=contribution.aggregation_weight,
-            metrics=contribution.metrics,
-        )
+        weight, metrics = contribution.aggregation_weight, contribution.metrics
+        if self._plan.confidentiality is not msgspec.UNSET:
+            update = decode_sealed_part(
+                contribution.model_delta, contribution.device_id, aggregation_weight=weight, metrics=metrics
+            )
+        else:
+            update = decode_client_update(
+                contribution.model_delta, self._plan, aggregation_weight=weight, metrics=metrics
+            )
         return Fold(device_id=contribution.device_id, update=update, encoded=contribution.model_delta)

@@ -37,6 +37,8 @@ class RoundEvent(enum.Enum):
     DEADLINE_MISSED = "deadline with too few reports"
     RESULT_STORED = "result stored"
     AGGREGATION_FAILED = "aggregation failed"
+    OPENING_LOST = "sum cannot be opened"
+    OPENING_TIMED_OUT = "sum not opened in time"
     CANCELLED = "cancelled"
 
 
@@ -52,6 +54,8 @@ ROUND_TRANSITIONS: Final[Mapping[tuple[RoundState, RoundEvent], RoundState]] = t
         (RoundState.REPORTING, RoundEvent.CANCELLED): RoundState.ABANDONED,
         (RoundState.AGGREGATING, RoundEvent.RESULT_STORED): RoundState.COMMITTED,
         (RoundState.AGGREGATING, RoundEvent.AGGREGATION_FAILED): RoundState.ABANDONED,
+        (RoundState.AGGREGATING, RoundEvent.OPENING_LOST): RoundState.ABANDONED,
+        (RoundState.AGGREGATING, RoundEvent.OPENING_TIMED_OUT): RoundState.ABANDONED,
         (RoundState.AGGREGATING, RoundEvent.CANCELLED): RoundState.ABANDONED,
     }
 )
@@ -63,6 +67,8 @@ class AbandonReason(enum.Enum):
     TOO_FEW_DEVICES = "too_few_devices"
     TOO_FEW_REPORTS = "too_few_reports"
     AGGREGATION_FAILED = "aggregation_failed"
+    OPENING_LOST = "opening_lost"
+    OPENING_TIMED_OUT = "opening_timed_out"
     CANCELLED = "cancelled"
 
 
@@ -70,6 +76,8 @@ _ABANDON_REASONS: Final = {
     RoundEvent.SELECTION_FAILED: AbandonReason.TOO_FEW_DEVICES,
     RoundEvent.DEADLINE_MISSED: AbandonReason.TOO_FEW_REPORTS,
     RoundEvent.AGGREGATION_FAILED: AbandonReason.AGGREGATION_FAILED,
+    RoundEvent.OPENING_LOST: AbandonReason.OPENING_LOST,
+    RoundEvent.OPENING_TIMED_OUT: AbandonReason.OPENING_TIMED_OUT,
     RoundEvent.CANCELLED: AbandonReason.CANCELLED,
 }
 

@@ -180,6 +180,8 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
     min_noise_multiplier: Annotated[float, msgspec.Meta(gt=0)] = 0.3
     modes: tuple[Literal["local", "distributed", "central"], ...] = ("distributed", "local")
     max_clipping_norm: Annotated[float, msgspec.Meta(gt=0)] | Literal["none"] = "none"
+    confidentiality: tuple[Literal["none", "helpers", "masks", "he"], ...] = ("none", "helpers", "masks", "he")
+    authority: str = ""
     allow_queries: bool = True
 
     def __post_init__(self) -> None:
@@ -196,6 +198,7 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
             min_noise_multiplier=self.min_noise_multiplier,
             modes=frozenset(self.modes),
             max_clipping_norm=math.inf if self.max_clipping_norm == "none" else self.max_clipping_norm,
+            confidentiality=frozenset(self.confidentiality),
             allow_queries=self.allow_queries,
         )
 

@@ -61,16 +61,22 @@ class BlobFetcher:
         self, refs: Iterable[BlobRef], *, settings: FetchSettings, uniform: Callable[[float, float], float]
     ) -> None:
         self._settings = settings
-        self._assemblers = {ref.sha256: BlobAssembler(ref) for ref in refs}
-        self._pending: collections.deque[tuple[bytes, int]] = collections.deque(
-            (sha256, 0 if assembler.has_piece_list else _LIST) for sha256, assembler in self._assemblers.items()
-        )
+        self._assemblers: dict[bytes, BlobAssembler] = {}
+        self._pending: collections.deque[tuple[bytes, int]] = collections.deque()
+        self.add(refs)
         self._complete: list[BlobAssembler] = []
         self._in_flight: set[tuple[bytes, int]] = set()
         self._backoff = FullJitterBackoff(base_s=settings.timeout_s, cap_s=settings.backoff_cap_s, uniform=uniform)
         self._extra_wait_s = 0.0
         self._quiet_until = 0.0
         self.num_bad_pieces = 0
+
+    def add(self, refs: Iterable[BlobRef]) -> None:
+        """Fetches these too."""
+        for ref in refs:
+            if ref.sha256 not in self._assemblers:
+                assembler = self._assemblers[ref.sha256] = BlobAssembler(ref)
+                self._pending.append((ref.sha256, 0 if assembler.has_piece_list else _LIST))
 
     @property
     def is_done(self) -> bool:

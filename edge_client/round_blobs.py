@@ -1,7 +1,8 @@
-"""Plan, model and checkpoint of one assignment: found here or fetched, then made into a job. No I/O."""
+"""Plan, model, checkpoint, and what the plan needs to seal an update: found or fetched, then made into a job. No I/O."""
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -10,6 +11,7 @@ from edge_client.fetch import BlobFetcher, FetchRequest, Taken
 from edge_client.settings import FetchSettings
 from edge_client.training import TrainingJob
 from wire_protocol.blobs import BlobRef
+from wire_protocol.errors import WireError
 from wire_protocol.messages import Assignment, Piece, PieceList
 from wire_protocol.plan import TrainingPlan, decode_plan
 from wire_protocol.tensors import decode_tensors
@@ -51,30 +53,54 @@ class RoundBlobs:
     Args:
         assignment: Names the blobs.
         reader: Where to look before fetching.
+        plans: Reads the plan, as soon as it is here.
         settings: Window and waiting times of the fetch.
         uniform: ``uniform(low, high)`` for its jitter.
     """
 
-    __slots__ = ("_assignment", "_blobs", "_fetcher")
+    __slots__ = ("_assignment", "_blobs", "_fetcher", "_is_planned", "_plans", "_reader", "_settings", "_uniform")
 
     def __init__(
         self,
         assignment: Assignment,
         *,
         reader: BlobReader,
+        plans: PlanReader,
         settings: FetchSettings,
         uniform: Callable[[float, float], float],
     ) -> None:
         self._assignment = assignment
+        self._reader = reader
+        self._plans = plans
+        self._settings = settings
+        self._uniform = uniform
         self._blobs: dict[bytes, bytes] = {}
+        self._fetcher: BlobFetcher | None = None
+        self._is_planned = False
+        self.want((assignment.plan, assignment.model, assignment.checkpoint))
+        self._want_what_the_plan_needs()
+
+    def want(self, refs: Iterable[BlobRef]) -> None:
+        """Needs these blobs too."""
         lacking: list[BlobRef] = []
-        for ref in (assignment.plan, assignment.model, assignment.checkpoint):
-            data = reader.get(ref.sha256)
+        for ref in refs:
+            data = self._reader.get(ref.sha256)
             if data is None:
                 lacking.append(ref)
             else:
                 self._blobs[ref.sha256] = data
-        self._fetcher = BlobFetcher(lacking, settings=settings, uniform=uniform) if lacking else None
+        if lacking and self._fetcher is None:
+            self._fetcher = BlobFetcher((), settings=self._settings, uniform=self._uniform)
+        if lacking and self._fetcher is not None:
+            self._fetcher.add(lacking)
+
+    def _want_what_the_plan_needs(self) -> None:
+        data = self._blobs.get(self._assignment.plan.sha256)
+        if data is None or self._is_planned:
+            return
+        self._is_planned = True
+        with contextlib.suppress(WireError):  # `make_job` says so
+            self.want(self._plans.read(self._assignment.plan.sha256, data).sealing_blobs)
 
     @property
     def is_ready(self) -> bool:
@@ -107,16 +133,17 @@ class RoundBlobs:
         fetched = self._fetcher.pop_blob() if self._fetcher is not None else None
         if fetched is not None:
             self._blobs[fetched[0].sha256] = fetched[1]
+            self._want_what_the_plan_needs()
         return fetched
 
-    def make_job(self, plans: PlanReader, *, device_id: str) -> TrainingJob:
+    def make_job(self, *, device_id: str) -> TrainingJob:
         """The job, when ``is_ready``.
 
         Raises:
             WireError: The plan is none, or the checkpoint is not what the plan says.
         """
         assignment = self._assignment
-        plan = plans.read(assignment.plan.sha256, self._blobs[assignment.plan.sha256])
+        plan = self._plans.read(assignment.plan.sha256, self._blobs[assignment.plan.sha256])
         return TrainingJob(
             kind=assignment.kind,
             plan=plan,
@@ -126,4 +153,7 @@ class RoundBlobs:
             device_id=device_id,
             nonce=assignment.nonce,
             clipping_norm=None if assignment.clipping_norm is msgspec.UNSET else assignment.clipping_norm,
+            task_id=assignment.task_id,
+            plan_sha256=assignment.plan.sha256,
+            sealing_blobs={ref.sha256: self._blobs[ref.sha256] for ref in plan.sealing_blobs},
         )

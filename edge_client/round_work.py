@@ -110,7 +110,11 @@ class RoundWork:
         )
         work._assignment = assignment
         work._blobs = RoundBlobs(
-            assignment, reader=context.blobs, settings=context.settings.fetch, uniform=context.uniform
+            assignment,
+            reader=context.blobs,
+            plans=context.plans,
+            settings=context.settings.fetch,
+            uniform=context.uniform,
         )
         return work
 
@@ -256,7 +260,7 @@ class RoundWork:
         if self._blobs is None:
             raise IllegalTransition("the job of this round was started before")
         try:
-            job = self._blobs.make_job(self._context.plans, device_id=self._context.channel.device_id)
+            job = self._blobs.make_job(device_id=self._context.channel.device_id)
         except WireError:
             return self._give_back(WithdrawalReason.TRAINING_FAILED)
         self._blobs = None

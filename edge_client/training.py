@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +49,12 @@ class TrainingJob:
     """The assignment's: no other one, of whatever coordinator, has the same. The trainer needs and gets none."""
     clipping_norm: float | None = None
     """The round's clip, of a task whose clip adapts; None of any other. The trainer needs and gets none."""
+    task_id: str = ""
+    """The assignment's; for sealing."""
+    plan_sha256: bytes = b""
+    """Hash of the plan's bytes; for sealing."""
+    sealing_blobs: Mapping[bytes, bytes] = dataclasses.field(default_factory=dict, repr=False)
+    """SHA-256 -> bytes of what the plan needs to seal an update; the trainer gets none of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,10 +20,11 @@ from typing import Final
 
 from secure_sum.errors import MalformedSealed, OpeningFailed
 from secure_sum.keystream import SEED_BYTES, Words, add_mask
-from secure_sum.sealed_box import BoxRoute, RandomBytes, make_box_key, seal_box
+from secure_sum.sealed_box import BOX_OVERHEAD_BYTES, BoxRoute, RandomBytes, make_box_key, seal_box
 from secure_sum.sealed_update import SealedMode, SealedUpdate, Sign, Statement, seal_update, vector_payload
 
 __all__ = [
+    "MAX_HELPER_BOX_BYTES",
     "NUM_HELPERS",
     "SealingOrder",
     "divide_parts",
@@ -39,6 +40,8 @@ _PARTS: Final[Mapping[int, tuple[frozenset[int], ...]]] = {
     3: (frozenset({0}), frozenset({1}), frozenset({2})),
 }
 _ENTRY_BYTES: Final = 1 + SEED_BYTES
+MAX_HELPER_BOX_BYTES: Final = 2 * _ENTRY_BYTES + BOX_OVERHEAD_BYTES
+"""Longest box of a helper."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

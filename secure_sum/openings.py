@@ -21,8 +21,8 @@ from secure_sum.sealed_update import (
     MAX_BOX_BYTES,
     MAX_BOXES,
     SIGNATURE_BYTES,
+    SealedHeader,
     SealedMode,
-    SealedUpdate,
     Statement,
 )
 
@@ -156,17 +156,17 @@ class OpeningResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Helpers and key authority: [d] words of 4 bytes, little endian. Committee: shares (`mask_opening`)."""
 
 
-def contributor_of(device_id: str, update: SealedUpdate, *, box_index: int | None) -> Contributor:
+def contributor_of(header: SealedHeader, *, box_index: int | None) -> Contributor:
     """A sealed update as the opener with this box sees it; None if the mode has no boxes."""
-    statement = update.statement(device_id)
+    statement = header.statement
     return Contributor(
-        device_id=device_id,
-        min_contributors=update.min_contributors,
+        device_id=statement.device_id,
+        min_contributors=statement.min_contributors,
         payload_sha256=statement.payload_sha256,
-        ephemeral_key=update.ephemeral_key,
+        ephemeral_key=statement.ephemeral_key,
         box_digests=statement.box_digests,
-        box=b"" if box_index is None else update.boxes[box_index],
-        signature=update.signature,
+        box=b"" if box_index is None else header.boxes[box_index],
+        signature=header.signature,
     )
 
 

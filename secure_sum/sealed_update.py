@@ -35,6 +35,7 @@ __all__ = [
     "MAX_BOXES",
     "MAX_BOX_BYTES",
     "SIGNATURE_BYTES",
+    "SealedHeader",
     "SealedMode",
     "SealedUpdate",
     "Sign",
@@ -43,6 +44,7 @@ __all__ = [
     "encode_sealed_update",
     "is_signed_by",
     "seal_update",
+    "sealed_update_bytes",
     "vector_of",
     "vector_payload",
 ]
@@ -98,6 +100,15 @@ class Statement:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SealedHeader:
+    """A sealed update without its payload: what openers must see of it."""
+
+    statement: Statement
+    boxes: tuple[bytes, ...]
+    signature: bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SealedUpdate:
     """A sealed update; decoded, not believed."""
 
@@ -123,6 +134,10 @@ class SealedUpdate:
             ephemeral_key=self.ephemeral_key,
             box_digests=b"".join(hashlib.sha256(box).digest() for box in self.boxes),
         )
+
+    def header(self, device_id: str) -> SealedHeader:
+        """The same without the payload, as one that this device sent."""
+        return SealedHeader(statement=self.statement(device_id), boxes=self.boxes, signature=self.signature)
 
 
 def seal_update(payload: bytes, boxes: Sequence[bytes], statement: Statement, sign: Sign) -> SealedUpdate:
@@ -218,6 +233,11 @@ def _box_at(data: bytes, at: int) -> tuple[bytes, int]:
     if length > MAX_BOX_BYTES or len(data) < end:
         raise MalformedSealed("a box that is too long, or longer than what is there")
     return data[at + _LENGTH.size : end], end
+
+
+def sealed_update_bytes(*, payload_bytes: int, num_boxes: int, box_bytes: int) -> int:
+    """Length of a sealed update with this payload and boxes of this length."""
+    return _HEADER.size + num_boxes * (_LENGTH.size + box_bytes) + SIGNATURE_BYTES + payload_bytes
 
 
 def vector_payload(vector: Words) -> bytes:

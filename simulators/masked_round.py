@@ -156,7 +156,7 @@ class MaskedRoundInMemory:
             round_id=self.round_id,
             num_values=next(iter(sealed.values())).num_values,
             contributors=tuple(
-                contributor_of(name, sealed[name], box_index=box_index) for name in opening.contributors
+                contributor_of(sealed[name].header(name), box_index=box_index) for name in opening.contributors
             ),
             ask=opening.ask(),
         )

@@ -19,6 +19,7 @@ from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.let_out import JobEnd, let_out, refused
 from edge_client.privacy.release_desk import ReleaseDesk
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
+from edge_client.privacy.sealing import UpdateSealer
 from edge_client.run_job import run_job
 from edge_client.training import Examples, Trainer, TrainingJob
 from simulators.virtual_time import VirtualTime
@@ -27,7 +28,7 @@ from wire_protocol.topics import device_down_filter, device_status, population_r
 
 __all__ = ["BadNetwork", "BadWorld", "VirtualDevice", "VirtualFleet"]
 
-_BLOBS_PER_DEVICE = 4
+_BLOBS_PER_DEVICE = 6
 _VIRTUAL_EPSILON = 1e6
 """Owners of virtual devices have no budget unless a simulation gives them one."""
 
@@ -213,6 +214,7 @@ class VirtualFleet:
         world: What goes wrong.
         seed: Seeds everything random in the world; the same seed gives the same run (but for a private task's noise).
         privacy: The rules of the devices' owners.
+        sealers: Seals a device's updates for a confidential sum, by device id.
     """
 
     def __init__(
@@ -225,6 +227,7 @@ class VirtualFleet:
         world: BadWorld,
         seed: int,
         privacy: PrivacyRules | None = None,
+        sealers: Callable[[str], UpdateSealer] | None = None,
     ) -> None:
         self.time = time
         self.trainer = trainer
@@ -232,7 +235,12 @@ class VirtualFleet:
         # Not secret: a simulation that cannot be replayed is worth little.
         self.rng = random.Random(seed)  # noqa: S311
         rules = privacy or PrivacyRules(budget=PrivacyBudget(epsilon=_VIRTUAL_EPSILON), min_contributors=1)
-        self._desks = {device_id: ReleaseDesk(_ledger_in_memory(rules), rules) for device_id in examples}
+        self._desks = {
+            device_id: ReleaseDesk(
+                _ledger_in_memory(rules), rules, sealer=None if sealers is None else sealers(device_id)
+            )
+            for device_id in examples
+        }
         self.canonical = _Canonical(keep=16)
         self.num_vanished = 0
         self.broker = MemoryBroker(schedule=time.after, delays=self._delays)

@@ -17,12 +17,14 @@ from coordinator.private_sum import private_aggregator
 from coordinator.round_ids import RoundIds
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
+from coordinator.sum_openings import SumOpenings, open_sums
 from coordinator.task_bundle import TaskBundle
 from edge_client.linear_trainer import LinearTrainer
 from edge_client.privacy.rules import PrivacyRules
 from edge_client.training import ArrayExamples, TrainingJob
 from simulators.scenario import Scenario
 from simulators.virtual_fleet import BadWorld, VirtualFleet
+from simulators.virtual_openers import VirtualConfidentiality, virtual_helpers
 from simulators.virtual_time import VirtualTime
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TensorSpec, TrainingPlan
@@ -46,6 +48,8 @@ class VirtualRun:
     """Virtual time after which the run is stopped."""
     privacy: PrivacyRules | None = None
     """The rules of the devices' owners; None agrees to distributed and local mode."""
+    confidentiality: VirtualConfidentiality | None = None
+    """Keys and openers of a confidential task, whose plan names them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,11 +118,13 @@ def run_virtual(
         world=run.world,
         seed=rng.getrandbits(64),
         privacy=run.privacy,
+        sealers=None if run.confidentiality is None else run.confidentiality.trust.sealer,
     )
     coordinator = FleetCoordinator(population="virtual", bundle=bundle, policy=run.policy, rng=rng, token=rng.randbytes)
     aggregator = private_aggregator(
         aggregator or NumpyMeanAggregator(run.plan.weights, AggregationSpec()), run.plan, run.policy
     )
+    openings = _openings(run.confidentiality, fleet, coordinator, bundle)
     rounds: list[RoundSummary] = []
 
     def note(summary: RoundSummary, state: ServerState) -> None:
@@ -138,6 +144,7 @@ def run_virtual(
         round_ids=RoundIds(),
         on_round=note,
         budget=None if run.plan.privacy is None else RoundBudget(run.plan.privacy),
+        openings=openings,
     )
     driver.drive(loop)
     finished = time.run(until=lambda: loop.is_done, limit_s=run.limit_s)
@@ -156,6 +163,21 @@ def run_virtual(
         virtual_s=time.now,
         num_events=time.num_events,
     )
+
+
+def _openings(
+    confidentiality: VirtualConfidentiality | None,
+    fleet: VirtualFleet,
+    coordinator: FleetCoordinator,
+    bundle: TaskBundle,
+) -> SumOpenings | None:
+    """Switches the helpers on, and makes the coordinator one that needs them."""
+    if confidentiality is None:
+        return None
+    for helper in virtual_helpers(fleet, confidentiality).values():
+        helper.start()
+    trust = confidentiality.trust
+    return open_sums(coordinator, population=trust.population, bundle=bundle, directory=trust.directory_bytes)
 
 
 class VirtualDriver:

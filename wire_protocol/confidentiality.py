@@ -79,6 +79,11 @@ class HelperSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.helpers
 
     @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """What a device must have to seal an update."""
+        return (self.directory,)
+
+    @property
     def has_one_operator(self) -> bool:
         """Whether one operator says that it runs enough helpers to open alone (or none says who it is)."""
         operators = [helper.operator for helper in self.helpers]
@@ -98,7 +103,7 @@ class MaskedSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """t: members that open; ``2 t > m + c``, where c, the members that may conspire with the coordinator, is a third of m."""
     num_neighbours: Annotated[int, msgspec.Meta(ge=2, le=2000)] = 64
     """k, even: with how many others each device has masks; everybody with everybody in a cohort of up to 64."""
-    directory: BlobRef | None = None
+    directory: BlobRef
     """The key directory that the keys of devices and committee stand in."""
 
     def __post_init__(self) -> None:
@@ -116,6 +121,11 @@ class MaskedSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def openers(self) -> tuple[SumOpener, ...]:
         """Everybody that holds a part."""
         return self.committee
+
+    @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """What a device must have to seal an update."""
+        return (self.directory,)
 
 
 def committee_threshold(num_members: int) -> int:
@@ -151,6 +161,11 @@ class EncryptedSums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def openers(self) -> tuple[SumOpener, ...]:
         """Everybody that holds a part."""
         return (self.key_authority,)
+
+    @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """What a device must have to seal an update."""
+        return (self.directory, self.keys)
 
 
 Confidentiality: TypeAlias = HelperSums | MaskedSums | EncryptedSums

@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from wire_protocol.blobs import BlobRef
 from wire_protocol.confidentiality import ENCRYPTED_SUM_MODULUS, Confidentiality, EncryptedSums
 from wire_protocol.errors import MalformedMessage, OversizedMessage
 from wire_protocol.limits import MAX_CONTROL_BYTES, MAX_TENSORS
@@ -150,6 +151,11 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def label_dtype(self) -> Literal["int32", "float32"]:
         """``int32`` for a class number, else ``float32``."""
         return "int32" if self.loss == "sparse_categorical_crossentropy" else "float32"
+
+    @property
+    def sealing_blobs(self) -> tuple[BlobRef, ...]:
+        """What a device must have beside plan, model and checkpoint to seal its update; nothing of most plans."""
+        return () if self.confidentiality is msgspec.UNSET else self.confidentiality.blobs
 
     @property
     def num_parameters(self) -> int:

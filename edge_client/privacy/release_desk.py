@@ -15,10 +15,11 @@ from edge_client.errors import PrivacyRefused
 from edge_client.privacy.integer_update import ClipRule, make_integer_update
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.rules import PrivacyRules
+from edge_client.privacy.sealing import UpdateSealer, confidentiality_of
 from edge_client.training import TrainingJob, TrainingResult
 from integer_noise.secure_random import SecureRandom
 from wire_protocol.band_matrix import band_price
-from wire_protocol.integer_updates import encode_integer_update, flatten_tensors
+from wire_protocol.integer_updates import IntegerUpdate, encode_integer_update, flatten_tensors
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TrainingPlan, encode_plan
 from wire_protocol.privacy_spec import PrivacySpec
@@ -37,24 +38,29 @@ class ReleaseDesk:
     Args:
         open_ledger: Opens the ledger; called when the first private job comes, so that a device without any has none.
         rules: The owner's.
+        sealer: Seals what goes into a confidential sum; None of a device that cannot, and so takes part in none.
     """
 
-    __slots__ = ("_ledger", "_open_ledger", "_rules")
+    __slots__ = ("_ledger", "_open_ledger", "_rules", "sealer")
 
-    def __init__(self, open_ledger: Callable[[], PrivacyLedger], rules: PrivacyRules) -> None:
+    def __init__(
+        self, open_ledger: Callable[[], PrivacyLedger], rules: PrivacyRules, *, sealer: UpdateSealer | None = None
+    ) -> None:
         self._open_ledger = open_ledger
         self._ledger: PrivacyLedger | None = None
         self._rules = rules
+        self.sealer = sealer
 
     def check(self, job: TrainingJob) -> None:
         """Refuses a job whose result could not be let out, before it is run.
 
         Raises:
-            PrivacyRefused: The owner's rules do not allow it.
+            PrivacyRefused: The owner's rules do not allow it, or its openers are not to be trusted.
             BudgetExceeded: There is not enough left of the budget.
             StorageError: The ledger cannot be opened, or is damaged.
         """
         spec = job.plan.privacy
+        self._check_confidentiality(job)
         if spec is None:
             if self._rules.is_required:
                 raise PrivacyRefused("the task has no differential privacy, and privacy.required is set")
@@ -91,7 +97,7 @@ class ReleaseDesk:
         payload = ledger.release(
             release_id(job),
             spec.event(len(vector)),
-            lambda: encode_integer_update(make_integer_update(vector, spec, SecureRandom(), clip)),
+            lambda: self._final_bytes(job, make_integer_update(vector, spec, SecureRandom(), clip)),
         )
         # A device has one assignment at a time: the bytes of an earlier one are asked for no more.
         ledger.drop_payloads_but(release_id(job))
@@ -116,6 +122,28 @@ class ReleaseDesk:
                     f"round {job.round_id} is too near to round {taken}: this task's noise protects a device that takes "
                     f"part in every {spec.num_bands}th round at most"
                 )
+
+    def _final_bytes(self, job: TrainingJob, update: IntegerUpdate) -> bytes:
+        """What is published: sealed in a confidential task. Made inside the ledger's transaction, once."""
+        if job.plan.confidentiality is msgspec.UNSET:
+            return encode_integer_update(update)
+        return self._sealer().seal(job, update)
+
+    def _sealer(self) -> UpdateSealer:
+        if self.sealer is None:
+            raise PrivacyRefused(
+                "this device has no identity to seal with: enrol it, and have it put into the directory"
+            )
+        return self.sealer
+
+    def _check_confidentiality(self, job: TrainingJob) -> None:
+        way = confidentiality_of(job.plan)
+        if way not in self._rules.confidentiality:
+            raise PrivacyRefused(
+                f"confidentiality {way!r} is not one of privacy.confidentiality {sorted(self._rules.confidentiality)}"
+            )
+        if way != "none":
+            self._sealer().check(job)
 
     def _opened(self) -> PrivacyLedger:
         if self._ledger is None:

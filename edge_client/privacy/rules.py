@@ -35,5 +35,9 @@ class PrivacyRules:
     modes: frozenset[Literal["local", "distributed", "central"]] = frozenset({"local", "distributed"})
     max_clipping_norm: float = math.inf
     """No update longer than this leaves, whatever clip a task has: it is made shorter."""
+    confidentiality: frozenset[Literal["none", "helpers", "masks", "he"]] = frozenset(
+        {"none", "helpers", "masks", "he"}
+    )
+    """How single updates may be kept from the coordinator; without ``none`` they must be."""
     allow_queries: bool = True
     """Whether questions to the fleet are answered, within the budget as anything else."""

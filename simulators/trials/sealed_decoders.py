@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from coordinator.admission import decode_sealed_part
 from secure_sum.errors import SecureSumError
 from secure_sum.helper_shares import SealingOrder, read_seeds, seal_to_helpers
 from secure_sum.mask_graph import MaskGraph
@@ -28,6 +29,8 @@ from secure_sum.sealed_box import make_box_key
 from secure_sum.sealed_update import SealedUpdate, decode_sealed_update, encode_sealed_update
 from secure_sum.shamir import decode_share
 from simulators.trials.decoders import Decoder
+from simulators.trials.sample_messages import sample_metrics
+from wire_protocol.errors import WireError
 
 __all__ = ["sealed_decoders"]
 
@@ -47,6 +50,13 @@ def sealed_decoders() -> list[Decoder]:
     result = encode_result(OpeningResult(context=_DIGEST, set_digest=_DIGEST, data=bytes(16)))
     return [
         _one("sealed update", lambda data: decode_sealed_update(data, max_bytes=_MAX_BYTES), (encode_sealed_update(update),), decode_sealed_update),
+        Decoder(
+            name="sealed part",
+            decode=lambda data: decode_sealed_part(data, "d1", aggregation_weight=1.0, metrics=sample_metrics()),
+            documented=(WireError,),
+            seeds=(encode_sealed_update(update),),
+            covers=("coordinator.admission.decode_sealed_part",),
+        ),
         _one("opening order", lambda data: decode_order(data, max_bytes=_MAX_BYTES), orders, decode_order),
         _one("opening result", lambda data: decode_result(data, max_bytes=_MAX_BYTES), (result,), decode_result),
         _one("helper's seeds", read_seeds, (b"\x00" + _DIGEST + b"\x02" + _DIGEST,), read_seeds),
@@ -94,6 +104,6 @@ def _order(update: SealedUpdate, ask: OpeningAsk) -> OpeningOrder:
         plan_sha256=_DIGEST,
         round_id=3,
         num_values=8,
-        contributors=tuple(contributor_of(name, update, box_index=0) for name in ("d1", "d2")),
+        contributors=tuple(contributor_of(update.header(name), box_index=0) for name in ("d1", "d2")),
         ask=ask,
     )

@@ -189,7 +189,7 @@ def test_a_device_whose_neighbours_are_missing_is_not_opened():
 
 
 def _all_contributors(round_, sealed):
-    return tuple(contributor_of(name, sealed[name], box_index=0) for name in sorted(sealed))
+    return tuple(contributor_of(sealed[name].header(name), box_index=0) for name in sorted(sealed))
 
 
 # -- the committee's threshold (R4)

@@ -127,7 +127,9 @@ class Banks:
         return total.total()
 
     def order(self, sealed, *, total=None, round_id=3, **changes):
-        contributors = tuple(contributor_of(name, update, box_index=None) for name, update in sorted(sealed.items()))
+        contributors = tuple(
+            contributor_of(update.header(name), box_index=None) for name, update in sorted(sealed.items())
+        )
         order = OpeningOrder(
             population="p", task_id="t", plan_sha256=PLAN, round_id=round_id, num_values=self.num_values,
             contributors=contributors, ask=KeyAsk(total=self.total(sealed.values()) if total is None else total),

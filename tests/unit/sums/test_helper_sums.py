@@ -82,7 +82,7 @@ class Fleet:
         return {name: self.seal(name, values) for name, values in self.values.items()}
 
     def order(self, sealed, index, parts, **changes):
-        contributors = [contributor_of(name, update, box_index=index) for name, update in sorted(sealed.items())]
+        contributors = [contributor_of(update.header(name), box_index=index) for name, update in sorted(sealed.items())]
         return msgspec.structs.replace(
             OpeningOrder(
                 population="p", task_id="t", plan_sha256=PLAN, round_id=3, num_values=self.num_values,
