@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 import tensorflow as tf
 
-from model_export.gradient_features import SIDE, gradient_features
+from model_export.gradient_features import NUM_FEATURES, SIDE, gradient_features
 
-__all__ = ["ZOO", "digits_cnn", "digits_mlp", "gru", "har", "head", "mlp", "mnist_cnn", "mobile"]
+__all__ = ["ZOO", "digits_cnn", "digits_mlp", "gru", "har", "head", "mlp", "mnist_cnn", "mobile", "private_head"]
 
 _layers = tf.keras.layers
 
@@ -107,6 +107,13 @@ def head(seed: int = 0) -> Any:
     return _seeded(tf.keras.Model(inputs, outputs, name="head"), seed)
 
 
+def private_head(seed: int = 0) -> Any:
+    """``head`` on features of norm at most 1, so that one clip suits every image: x [28, 28, 1] in 0..1, 10 classes."""
+    inputs = tf.keras.Input((SIDE, SIDE, 1))
+    features = _layers.Rescaling(NUM_FEATURES**-0.5)(gradient_features(inputs))
+    return _seeded(tf.keras.Model(inputs, _layers.Dense(10)(features), name="private_head"), seed)
+
+
 def gru(seed: int = 0) -> Any:
     """A keyword spotter (Zhang et al. 2017, "Hello Edge", GRU at a stride of 40 ms): x [25, 10], 12 classes."""
     model = tf.keras.Sequential([_layers.InputLayer((25, 10)), _layers.GRU(64), _layers.Dense(12)], name="gru")
@@ -123,6 +130,7 @@ ZOO: Final[Mapping[str, Callable[[int], Any]]] = {
     "mlp": mlp,
     "mnist_cnn": mnist_cnn,
     "mobile": mobile,
+    "private-head": private_head,
 }
 """Name -> builder, for the command line's ``zoo:NAME``; the same names as ``zoo_presets.ZOO_ENTRIES``."""
 

@@ -69,6 +69,13 @@ ZOO_ENTRIES: Final[Mapping[str, ZooEntry]] = {
         num_parameters=3_930,
         preset={"batch_size": 32, "learning_rate": 0.1, "optimizer": "sgd", "num_epochs": 1},
     ),
+    "private-head": ZooEntry(
+        summary="head for differential privacy: features of norm 1 at most, one step over all images of a device (up to 64)",
+        input_shape=(28, 28, 1),
+        num_classes=10,
+        num_parameters=3_930,
+        preset={"batch_size": 64, "learning_rate": 1.0, "optimizer": "sgd", "num_epochs": 1},
+    ),
     "gru": ZooEntry(
         summary="a keyword spotter: 25 frames of 10 cepstral coefficients (standardised), 12 classes",
         input_shape=(25, 10),

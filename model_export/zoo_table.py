@@ -17,7 +17,7 @@ from model_export.zoo_presets import ZOO_ENTRIES, ZOO_PREFIX, fields_for
 
 __all__ = ["ZOO_ROWS", "ZooRow", "markdown", "measure_zoo_model"]
 
-ZOO_ROWS: Final = ("mlp", "cnn", "mobile", "har", "head", "gru")
+ZOO_ROWS: Final = ("mlp", "cnn", "mobile", "har", "head", "private-head", "gru")
 """The models of the table: those with presets of their own."""
 
 

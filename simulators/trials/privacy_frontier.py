@@ -50,6 +50,9 @@ class FrontierCase:
     """In clips: the model moves by this times the mean of updates of norm 1."""
     momentum: float = 0.9
     mode: Literal["distributed", "local"] = "distributed"
+    features: Literal["centred", "exported"] = "centred"
+    """``centred``: in distributed mode a first private sum centres and scales them. ``exported``: those that a device
+    computes inside the model file of ``zoo:private-head``, as they are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +86,7 @@ def run_case(case: FrontierCase, data: FrontierData, *, seed: int) -> FrontierRo
     """Trains once. The seed spreads the examples; noise has none."""
     order = np.random.default_rng(seed).permutation(len(data.x_train))
     order = order[: len(order) // case.num_devices * case.num_devices]
-    has_statistics = case.mode == "distributed"
+    has_statistics = case.mode == "distributed" and case.features == "centred"
     z, z_statistics = _noise_multipliers(case, has_statistics=has_statistics)
     x_train, x_test = data.x_train[order], data.x_test
     if has_statistics:

@@ -11,6 +11,9 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
+from coordinator.task_bundle import read_task_bundle
+from edge_client.litert_trainer import LiteRtTrainer
+from edge_client.training import ArrayExamples, TrainingJob
 from flockwise.export_command import export
 from model_export.gradient_features import NUM_FEATURES, gradient_features
 from model_export.keras_graph import read_graph
@@ -18,6 +21,8 @@ from model_export.plans import plan_for_graph
 from model_export.zoo import ZOO
 from model_export.zoo_presets import DEFAULT_FIELDS, ZOO_ENTRIES, fields_for
 from model_export.zoo_table import ZOO_ROWS
+from simulators.trials.privacy_frontier import model_deltas
+from wire_protocol.messages import RoundKind
 
 pytestmark = pytest.mark.tensorflow
 
@@ -86,7 +91,7 @@ def test_a_file_and_an_old_name_have_the_general_defaults():
         assert fields_for(f"zoo:{old}", {}) == DEFAULT_FIELDS
 
 
-@pytest.mark.parametrize(("name", "seed"), [("head", 0), ("har", 2), ("mobile", 1)])
+@pytest.mark.parametrize(("name", "seed"), [("head", 0), ("private-head", 0), ("har", 2), ("mobile", 1)])
 def test_a_zoo_model_is_exported_well_within_tolerance_with_its_preset(name, seed):
     certificate = dry_run(f"zoo:{name}", "--seed", str(seed))["certificate"]
     assert max(certificate[f"max_{kind}_error"] for kind in ("loss", "weight", "output")) <= 1e-5
@@ -101,6 +106,25 @@ def test_the_zoo_page_has_a_row_of_figures_for_every_model_with_a_preset():
     for name in ZOO_ROWS:
         assert f"| `{name}` |" in table
         assert f" {ZOO_ENTRIES[name].num_parameters:,} |" in table
+
+
+def test_a_device_learns_from_the_exported_private_head_what_the_privacy_frontier_computes(tmp_path):
+    result = CliRunner().invoke(export, ["zoo:private-head", "--out", str(tmp_path / "bundle")])
+    assert result.exit_code == 0, result.output
+    bundle = read_task_bundle(tmp_path / "bundle")
+    rng = np.random.default_rng(0)
+    x, y = rng.random((10, 28, 28, 1)).astype(np.float32), rng.integers(0, 10, 10).astype(np.int32)
+    job = TrainingJob(kind=RoundKind.TRAIN, plan=bundle.plan, model=bundle.model_bytes, round_id=1, device_id="d",
+                      checkpoint=bundle.initial_weights)  # fmt: skip
+    learnt = LiteRtTrainer().train(job, ArrayExamples(x=x, y=y)).model_delta
+    model = ZOO["private-head"](0)
+    features = tf.keras.Model(model.inputs, model.layers[-1].input)(x).numpy()
+    assert 0.5 < np.linalg.norm(features, axis=1).min() <= np.linalg.norm(features, axis=1).max() <= 1 + 1e-6
+    with_ones = np.concatenate([features, np.ones((10, 1), np.float32)], axis=1)
+    head = np.concatenate([part.reshape(-1, 10) for part in bundle.initial_weights])
+    computed = model_deltas(head, with_ones[None], y[None])[0]
+    assert np.abs(computed).max() > 0.01
+    np.testing.assert_allclose(np.concatenate([part.reshape(-1) for part in learnt]), computed, atol=1e-5)
 
 
 def features_in_numpy(images):
