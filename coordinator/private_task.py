@@ -38,6 +38,9 @@ class PrivacyWish:
     """Of central mode: noise correlated over so many rounds, each device in every so many-th at most."""
     adaptive_quantile: float | None = None
     """Of central mode: the clip follows the updates, so that this share of devices is within it."""
+    sampling_rate: float | None = None
+    """Of central mode, and of a simulation alone: the noise is sized for secret Poisson cohorts of this rate
+    (`coordinator.secret_sampling`). Such a task must not be served."""
 
 
 def least_contributors(report_goal: int) -> int:
@@ -51,12 +54,10 @@ def made_private(bundle: TaskBundle, wish: PrivacyWish) -> TaskBundle:
     Raises:
         InvalidConfig: The bundle is private already, or the mechanism does not fit the model; says what does.
     """
-    from coordinator.privacy_accounting import calibrate
-
     if bundle.plan.privacy is not None:
         raise InvalidConfig("this task's plan is private already: its mechanism is not changed")
     try:
-        spec = calibrate(
+        spec = _calibrated(
             PrivacySpec(
                 mode=wish.mode,
                 clipping_norm=wish.clipping_norm,
@@ -66,7 +67,9 @@ def made_private(bundle: TaskBundle, wish: PrivacyWish) -> TaskBundle:
                 target_epsilon=wish.epsilon,
                 target_delta=wish.target_delta,
                 num_bands=wish.num_bands,
-            )
+            ),
+            bundle.plan.num_parameters,
+            wish.sampling_rate,
         )
         if wish.adaptive_quantile is not None:
             spec = with_adaptive_clip(spec, wish.adaptive_quantile)
@@ -74,6 +77,16 @@ def made_private(bundle: TaskBundle, wish: PrivacyWish) -> TaskBundle:
     except ValueError as error:
         raise InvalidConfig(str(error)) from error
     return dataclasses.replace(bundle, plan=plan)
+
+
+def _calibrated(spec: PrivacySpec, num_parameters: int, sampling_rate: float | None) -> PrivacySpec:
+    if sampling_rate is not None:
+        from coordinator.secret_sampling import calibrate_sampled
+
+        return calibrate_sampled(spec, num_parameters, sampling_rate)
+    from coordinator.privacy_accounting import calibrate
+
+    return calibrate(spec)
 
 
 def with_adaptive_clip(spec: PrivacySpec, target_quantile: float) -> PrivacySpec:

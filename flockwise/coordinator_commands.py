@@ -18,10 +18,11 @@ from broker_link.errors import LinkError
 from coordinator.errors import CoordinatorError
 from flockwise.broker_commands import broker_config, broker_login
 from flockwise.fleet_options import broker_with_login, certificate, fleet_options, roster_in_force
+from flockwise.privacy_options import privacy_options
 from flockwise.probe_command import probe_acl
 from flockwise.reporting import one_line_errors, print_json
 from flockwise.roster_commands import devices, enrol_token
-from flockwise.serve_privacy import epsilon_text, epsilon_values, privacy_options, private_bundle, round_recorder
+from flockwise.serve_privacy import epsilon_text, epsilon_values, private_bundle, round_recorder
 from wire_protocol.errors import WireError
 
 __all__ = ["coordinator"]

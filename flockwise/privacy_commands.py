@@ -1,10 +1,13 @@
 """`flockwise privacy`: what a mechanism is, what it costs, and how much noise a target needs."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from coordinator.errors import CoordinatorError
+from flockwise.privacy_options import AS_SERVED, privacy_file_option, take_privacy_file
 from flockwise.privacy_report_command import report
 from flockwise.reporting import one_line_errors, print_json
 
@@ -13,7 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["privacy"]
 
-_errors_in_one_line = one_line_errors(ValueError)
+_errors_in_one_line = one_line_errors(ValueError, CoordinatorError)
+_WORDS: Final[Mapping[str, str]] = {
+    **AS_SERVED,
+    "mode": "mode",
+    "rounds": "rounds",
+    "min_contributors": "contributors",
+    "bands": "bands",
+}
 
 
 @click.group()
@@ -39,8 +49,9 @@ privacy.add_command(report)
     default="discrete_gaussian",
     show_default=True,
 )
-@click.option("--clipping-norm", type=float, required=True, help="C: norm to which a device clips its update.")
-@click.option("--rounds", type=click.IntRange(1), required=True, help="Rounds; every device in each of them.")
+@privacy_file_option
+@click.option("--clipping-norm", type=float, help="C: norm to which a device clips its update.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds; every device in each of them.")
 @click.option("--epsilon", type=float, help="Target: the noise is calibrated to it.")
 @click.option("--noise-multiplier", type=float, help="z, instead of a target.")
 @click.option("--delta", type=float, default=1e-5, show_default=True)
@@ -59,6 +70,12 @@ privacy.add_command(report)
     metavar="QUANTILE",
     help="Central mode: the clip follows this quantile of the updates' norms; --clipping-norm is the first.",
 )
+@click.option(
+    "--sampling-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="Q",
+    help="Central mode, simulated alone: priced for secret Poisson cohorts.",
+)
 @click.option("--grid-bits", type=click.IntRange(6, 16), default=14, show_default=True)
 @click.option("--parameters", type=click.IntRange(1), default=50_000, show_default=True, help="Size of the model.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -72,11 +89,14 @@ def explain(*, as_json: bool, **options: Any) -> None:
 
     Example: flockwise privacy explain --epsilon 2 --rounds 100 --contributors 6000 --clipping-norm 0.1 --parameters 3930
     """
+    take_privacy_file(options, _WORDS)
+    if options["clipping_norm"] is None or options["rounds"] is None:
+        raise click.UsageError("--clipping-norm and --rounds are needed, or a --privacy file that says them")
     if (options["epsilon"] is None) == (options["noise_multiplier"] is None):
         raise click.UsageError("give either --epsilon or --noise-multiplier")
     spec = _spec(options)
     spec.check_for(options["parameters"])
-    values = _explanation(spec, options["parameters"])
+    values = _explanation(spec, options["parameters"]) | _of_sampling(spec, options)
     if as_json:
         print_json(values)
         return
@@ -86,8 +106,6 @@ def explain(*, as_json: bool, **options: Any) -> None:
 
 
 def _spec(options: dict[str, Any]) -> "PrivacySpec":
-    from coordinator.errors import InvalidConfig
-    from coordinator.privacy_accounting import calibrate
     from coordinator.private_task import with_adaptive_clip
     from wire_protocol.privacy_spec import PrivacySpec
 
@@ -98,7 +116,7 @@ def _spec(options: dict[str, Any]) -> "PrivacySpec":
         clipping_norm=_positive(options["clipping_norm"], "--clipping-norm"),
         noise=options["noise"],
         noise_multiplier=_positive(options["noise_multiplier"] or 1.0, "--noise-multiplier"),
-        min_contributors=options["contributors"],
+        min_contributors=options["contributors"] or 1,
         max_colluding_fraction=options["colluding"],
         num_rounds=options["rounds"],
         # Without a target there is none to keep: the price that follows is shown.
@@ -107,11 +125,30 @@ def _spec(options: dict[str, Any]) -> "PrivacySpec":
         grid_bits=options["grid_bits"],
         num_bands=options["bands"],
     )
-    try:
-        spec = calibrate(given) if target is not None else given
-        return spec if options["adaptive_clip"] is None else with_adaptive_clip(spec, options["adaptive_clip"])
-    except InvalidConfig as error:
-        raise ValueError(str(error)) from error
+    spec = _calibrated(given, options) if target is not None else given
+    return spec if options["adaptive_clip"] is None else with_adaptive_clip(spec, options["adaptive_clip"])
+
+
+def _calibrated(spec: "PrivacySpec", options: dict[str, Any]) -> "PrivacySpec":
+    from coordinator.privacy_accounting import calibrate
+    from coordinator.secret_sampling import calibrate_sampled
+
+    rate = options["sampling_rate"]
+    return calibrate(spec) if rate is None else calibrate_sampled(spec, options["parameters"], rate)
+
+
+def _of_sampling(spec: "PrivacySpec", options: dict[str, Any]) -> dict[str, Any]:
+    """What secret cohorts would be worth; the other epsilons stay those of whoever knows the cohorts."""
+    rate = options["sampling_rate"]
+    if rate is None:
+        return {}
+    from coordinator.secret_sampling import sampled_epsilon
+
+    return {
+        "sampling_rate": rate,
+        "epsilon_of_secret_cohorts": sampled_epsilon(spec, options["parameters"], spec.num_rounds, rate),
+        "amplification": "claimed for secret Poisson cohorts, simulated alone: never where devices are served",
+    }
 
 
 def _positive(value: float, name: str) -> float:

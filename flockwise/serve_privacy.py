@@ -1,4 +1,4 @@
-"""The options of `flockwise coordinator serve` that make a task private, and what they say of each round."""
+"""What `flockwise coordinator serve` does for private tasks: the bundle, and what is said of each round."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,52 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flockwise.privacy_options import take_privacy_file
+
 if TYPE_CHECKING:
     from coordinator.task_bundle import TaskBundle
 
-__all__ = ["epsilon_text", "epsilon_values", "privacy_options", "private_bundle", "round_recorder"]
-
-
-def privacy_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options."""
-    options = (
-        click.option(
-            "--epsilon", type=click.FloatRange(0, min_open=True),
-            help="Device-level differential privacy of all rounds together; needs --clipping-norm.",
-        ),
-        click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=1e-5, show_default=True),
-        click.option("--privacy-rounds", type=click.IntRange(1), help="Rounds the budget is for. [default: --rounds]"),
-        click.option(
-            "--privacy-mode", type=click.Choice(["distributed", "local", "central"]), default="distributed", show_default=True,
-            help="Who adds the noise; central is this coordinator, and devices take part if their owners trust it.",
-        ),
-        click.option(
-            "--privacy-bands", type=click.IntRange(1, 12), default=1, show_default=True,
-            help="Central mode: noise correlated over so many rounds; a device is in every so many-th at most.",
-        ),
-        click.option(
-            "--adaptive-clip", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="QUANTILE",
-            help="Central mode: --clipping-norm is the first clip, which then follows this quantile of the updates' norms.",
-        ),
-        click.option(
-            "--min-contributors", type=click.IntRange(1),
-            help="A private round with fewer is abandoned. [default: --min-reports, or nine tenths of the goal]",
-        ),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+__all__ = ["epsilon_text", "epsilon_values", "private_bundle", "round_recorder"]
 
 
 def private_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskBundle":
     """The bundle as the options want it; completes ``min_reports``, which a private round's noise rests on.
 
     Raises:
-        InvalidConfig: The mechanism does not fit the task.
+        InvalidConfig: The mechanism does not fit the task, or claims what no served fleet can support.
     """
     from coordinator.errors import InvalidConfig
     from coordinator.private_task import PrivacyWish, least_contributors, made_private
+    from coordinator.secret_sampling import refuse_sampling_in_service
 
+    take_privacy_file(options)
+    refuse_sampling_in_service(options["sampling_rate"])
     if options["epsilon"] is None:
         if options["min_contributors"] or options["privacy_rounds"]:
             raise click.UsageError("--min-contributors and --privacy-rounds belong to --epsilon")

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from flockwise.privacy_options import privacy_options, take_privacy_file
 from flockwise.reporting import one_line_errors, print_json
+from flockwise.simulate_privacy import check_process_fleet, owners_rules, private_task, run_secretly
 
 __all__ = ["simulate"]
 
@@ -66,7 +68,7 @@ _UNFINISHED = 3
     show_default=True,
     help="Gets curve and report, with --fleet processes.",
 )
-@click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="Device-level privacy of all rounds together.")
+@privacy_options
 @click.option(
     "--clipping-norm", type=click.FloatRange(0, min_open=True), default=0.5, show_default=True, help="With --epsilon."
 )
@@ -75,7 +77,9 @@ _UNFINISHED = 3
 def simulate(**options: Any) -> None:
     """Simulate a federated training. The virtual fleet trains softmax regression, exactly, on each device.
 
-    Every device runs the real device agent and the real coordinator; the same seed gives the same run.
+    Every device runs the real device agent and the real coordinator; the same seed gives the same run, but for noise,
+    which has no seed. With --sampling-rate the coordinator knows everybody and draws secret Poisson cohorts, the one
+    setting in which amplification by sampling is claimed; there is no network then.
 
     Exit codes: 0 all rounds committed, 1 failed, 2 wrong usage, 3 ended before all rounds were committed.
 
@@ -90,12 +94,12 @@ def _simulate(options: dict[str, Any]) -> int:
     from simulators.errors import SimulationError
 
     guarded = one_line_errors(SimulationError, CoordinatorError, LinkError, ValueError)
+    guarded(take_privacy_file)(options)
     run = _run_processes if options["fleet"] == "processes" else _run_virtual
     return guarded(run)(options)
 
 
 def _run_virtual(options: dict[str, Any]) -> int:
-    from coordinator.private_task import PrivacyWish, least_contributors, made_private
     from coordinator.round_loop import RoundSchedule
     from coordinator.round_policy import RoundPolicy
     from simulators.scenario import load_scenario
@@ -120,16 +124,12 @@ def _run_virtual(options: dict[str, Any]) -> int:
         learning_rate=options["learning_rate"],
         seed=options["seed"],
     )
-    least = max(1, goal // 2)
-    if options["epsilon"] is not None:
-        least = least_contributors(goal)
-        wish = PrivacyWish(
-            epsilon=options["epsilon"],
-            num_rounds=options["rounds"],
-            clipping_norm=options["clipping_norm"],
-            min_contributors=least,
-        )
-        bundle = made_private(bundle, wish)
+    if options["sampling_rate"] is not None:
+        goal = max(1, round(options["sampling_rate"] * scenario.num_devices))
+    bundle = private_task(bundle, options, goal)
+    if options["sampling_rate"] is not None:
+        return run_secretly(options, scenario, bundle)
+    least = max(1, goal // 2) if bundle.plan.privacy is None else bundle.plan.privacy.min_contributors
     run = VirtualRun(
         scenario=scenario,
         plan=bundle.plan,
@@ -146,6 +146,7 @@ def _run_virtual(options: dict[str, Any]) -> int:
             network=BadNetwork(loss=options["loss"], duplication=options["duplicates"]),
         ),
         seed=options["seed"],
+        privacy=owners_rules(bundle),
     )
     aggregator = None
     if options["aggregator"] == "tff":
@@ -190,6 +191,7 @@ def _print_report(report: Any, num_devices: int, *, as_json: bool) -> None:
 
 
 def _run_processes(options: dict[str, Any]) -> int:
+    check_process_fleet(options)
     from simulators.demo import run_demo
     from simulators.demo_report import DemoConfig
 

@@ -29,7 +29,15 @@ from simulators.virtual_time import VirtualTime
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TensorSpec, TrainingPlan
 
-__all__ = ["VirtualDriver", "VirtualReport", "VirtualRun", "linear_task", "run_virtual"]
+__all__ = [
+    "VirtualDriver",
+    "VirtualReport",
+    "VirtualRun",
+    "examples_of",
+    "held_out_figures",
+    "linear_task",
+    "run_virtual",
+]
 
 _LINEAR_MODEL = b"the exact linear trainer needs no model file"
 
@@ -113,7 +121,7 @@ def run_virtual(
     fleet = VirtualFleet(
         time=time,
         population="virtual",
-        examples={scenario.device_id(i): _examples(scenario, i) for i in range(scenario.num_devices)},
+        examples={scenario.device_id(i): examples_of(scenario, i) for i in range(scenario.num_devices)},
         trainer=LinearTrainer(),
         world=run.world,
         seed=rng.getrandbits(64),
@@ -148,7 +156,7 @@ def run_virtual(
     )
     driver.drive(loop)
     finished = time.run(until=lambda: loop.is_done, limit_s=run.limit_s)
-    loss, accuracy = _test(run, aggregator.weights(loop.state))
+    loss, accuracy = held_out_figures(scenario, run.plan, aggregator.weights(loop.state))
     return VirtualReport(
         rounds=tuple(rounds),
         num_commits=loop.num_commits,
@@ -219,17 +227,20 @@ def _zeros(plan: TrainingPlan) -> tuple[npt.NDArray[np.float32], ...]:
     return tuple(np.zeros(spec.shape, np.float32) for spec in plan.weights)
 
 
-def _examples(scenario: Scenario, index: int) -> ArrayExamples:
+def examples_of(scenario: Scenario, index: int) -> ArrayExamples:
+    """What a device holds: x [n, f], y [n]."""
     x, y = scenario.examples(index)
     return ArrayExamples(x=x.reshape(len(x), -1), y=y)
 
 
-def _test(run: VirtualRun, weights: tuple[npt.NDArray[np.float32], ...]) -> tuple[float, float]:
-    """Loss and accuracy of the final model on the examples that no device holds."""
-    dataset = run.scenario.dataset
+def held_out_figures(
+    scenario: Scenario, plan: TrainingPlan, weights: tuple[npt.NDArray[np.float32], ...]
+) -> tuple[float, float]:
+    """Loss and accuracy of a linear model on the examples that no device holds."""
+    dataset = scenario.dataset
     job = TrainingJob(
         kind=RoundKind.EVALUATE,
-        plan=run.plan,
+        plan=plan,
         model=_LINEAR_MODEL,
         checkpoint=weights,
         round_id=1,

@@ -22,6 +22,7 @@ from coordinator.admission import decode_client_update
 from coordinator.aggregation_spec import AggregationSpec, decode_aggregation_spec, encode_aggregation_spec
 from coordinator.checkpoints import decode_leaves, encode_leaves
 from coordinator.errors import CheckpointDamaged, InvalidConfig
+from coordinator.privacy_file import parse_privacy_file
 from edge_client.checked_file import SEAL_BYTES, seal, unseal
 from edge_client.crash_record import CrashRecord, decode_record, encode_record
 from edge_client.eligibility.hours import parse_hours
@@ -285,6 +286,7 @@ def _stored_decoders() -> list[Decoder]:
     record = encode_record(CrashRecord(num_bad_starts=2, task_id="task-1", safe_left_s=60.0, reason="died"))
     sealed = "edge_client.checked_file.unseal"
     return [
+        *_privacy_file_decoders(),
         _one("pending report", decode_pending, (CorruptState,), (pending,), decode_pending),
         Decoder(
             name="pending report body",
@@ -339,6 +341,16 @@ def _graph() -> ModelGraph:
     )
     frozen = (np.ones((2, 4), np.float32),)
     return ModelGraph(nodes=nodes, logits=3, weight_shapes=((4,),), weight_names=("bias",), frozen_weights=frozen)
+
+
+def _privacy_file_decoders() -> list[Decoder]:
+    toml = b'mode = "central"\nepsilon = 4.0\nclipping_norm = 0.5\nrounds = 30\nadaptive_clip = 0.5\n'
+    json = b'{"epsilon": 4, "clipping_norm": 0.5, "bands": 2, "sampling_rate": 0.1}'
+    refused = (InvalidConfig,)
+    return [
+        _one("privacy file", lambda data: parse_privacy_file(data, kind="toml"), refused, (toml,), parse_privacy_file),
+        _one("privacy file, JSON", lambda data: parse_privacy_file(data, kind="json"), refused, (json,), parse_privacy_file),
+    ]  # fmt: skip
 
 
 def _one(
