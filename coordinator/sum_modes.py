@@ -11,10 +11,11 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from coordinator.errors import InvalidConfig
+from secure_sum.errors import SecureSumError
 from secure_sum.keystream import Words
 from secure_sum.openings import OpeningAsk, OpeningOrder, OpeningResult, contributor_of
 from secure_sum.sealed_update import SealedHeader, SealedMode
-from wire_protocol.confidentiality import HelperSums
+from wire_protocol.confidentiality import EncryptedSums, HelperSums
 from wire_protocol.plan import TrainingPlan
 
 __all__ = ["Answered", "Opened", "SealedSet", "SumMode", "sum_mode_of"]
@@ -145,18 +146,30 @@ def _helper_mode(plan: TrainingPlan) -> SumMode:
     return HelperMode(plan)
 
 
-_MODES: Final[Mapping[type[msgspec.Struct], Callable[[TrainingPlan], SumMode]]] = {HelperSums: _helper_mode}
+def _encrypted_mode(plan: TrainingPlan) -> SumMode:
+    from coordinator.encrypted_mode import EncryptedMode
+
+    return EncryptedMode(plan)
+
+
+_MODES: Final[Mapping[type[msgspec.Struct], Callable[[TrainingPlan], SumMode]]] = {
+    HelperSums: _helper_mode,
+    EncryptedSums: _encrypted_mode,
+}
 
 
 def sum_mode_of(plan: TrainingPlan) -> SumMode | None:
     """The plan's mode; None if the coordinator sees each update.
 
     Raises:
-        InvalidConfig: A mode that this coordinator does not have.
+        InvalidConfig: A mode that this coordinator does not have, or for which something is not installed.
     """
     if plan.confidentiality is msgspec.UNSET:
         return None
     make = _MODES.get(type(plan.confidentiality))
     if make is None:
         raise InvalidConfig(f"{type(plan.confidentiality).__name__} is not a confidentiality that can be opened here")
-    return make(plan)
+    try:
+        return make(plan)
+    except SecureSumError as error:
+        raise InvalidConfig(str(error)) from error

@@ -22,6 +22,7 @@ from coordinator.sum_range import check_range
 from coordinator.task_bundle import TaskBundle
 from secure_sum.errors import DirectoryError, SecureSumError
 from secure_sum.key_directory import decode_directory
+from wire_protocol.confidentiality import EncryptedSums
 from wire_protocol.errors import WireError
 from wire_protocol.messages import OpeningAnswer, Piece, decode_message, message_kind
 from wire_protocol.privacy_spec import PrivacySpec
@@ -159,6 +160,7 @@ def open_sums(
     population: str,
     bundle: TaskBundle,
     directory: bytes | None,
+    encryption_keys: bytes | None = None,
     settings: OpeningSettings | None = None,
 ) -> SumOpenings | None:
     """Makes a fleet's coordinator one of a confidential task: what it admits, what it offers, how sums are opened.
@@ -168,13 +170,15 @@ def open_sums(
         population: Its name.
         bundle: The task.
         directory: The key directory that the plan names; None of a task that needs none.
+        encryption_keys: What the key authority released, of a task with encrypted sums.
         settings: How patient to be with openers.
 
     Returns:
         The openings; None if the task is not confidential.
 
     Raises:
-        InvalidConfig: The directory is not the one that the plan names, or a confidentiality that is not known here.
+        InvalidConfig: The directory or the keys are not those that the plan names, or a confidentiality that is not known
+            here.
     """
     mode, plan = sum_mode_of(bundle.plan), bundle.plan
     if mode is None or plan.confidentiality is msgspec.UNSET or plan.privacy is None:
@@ -183,6 +187,10 @@ def open_sums(
         raise InvalidConfig("a confidential task needs the key directory that its plan names: give --directory")
     if fleet.shelf.put(directory) != plan.confidentiality.directory:
         raise InvalidConfig("this is not the key directory that the plan names: make the plan anew with this one")
+    if isinstance(plan.confidentiality, EncryptedSums) and (
+        encryption_keys is None or fleet.shelf.put(encryption_keys) != plan.confidentiality.keys
+    ):
+        raise InvalidConfig("encrypted sums need the keys that the plan names, as 'key-authority issue' released them")
     try:
         members = decode_directory(directory).members
     except DirectoryError as error:

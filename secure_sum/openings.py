@@ -87,8 +87,6 @@ class KeyAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     total: bytes
     """`secure_sum.ciphertext`: the contributors' ciphertexts and tags, added up."""
-    directory: Annotated[bytes, msgspec.Meta(max_length=MAX_DIRECTORY_BYTES)] = b""
-    """The key directory in which the contributors stand; believed as far as the key authority's own pin goes."""
 
 
 OpeningAsk = HelperAsk | MaskAsk | KeyAsk

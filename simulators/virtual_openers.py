@@ -13,10 +13,11 @@ from edge_client.opener.opener_session import AnswerOrder, OpenerSession
 from edge_client.opener.set_book import SqliteSetBook
 from secure_sum.helper_rules import answer_as_helper
 from simulators.virtual_fleet import VirtualFleet
+from simulators.virtual_key_authority import KEY_AUTHORITY, VirtualKeyAuthority
 from simulators.virtual_trust import VirtualTrust
 from wire_protocol.topics import device_down_filter
 
-__all__ = ["VirtualConfidentiality", "VirtualOpener", "virtual_helpers"]
+__all__ = ["VirtualConfidentiality", "VirtualOpener", "virtual_helpers", "virtual_openers"]
 
 
 class VirtualOpener:
@@ -68,6 +69,18 @@ class VirtualConfidentiality:
     trust: VirtualTrust
     min_contributors: int
     """What each opener demands."""
+    key_authority: VirtualKeyAuthority | None = None
+    """Of encrypted sums; without one, helpers open."""
+
+
+def virtual_openers(fleet: VirtualFleet, confidentiality: VirtualConfidentiality) -> dict[str, VirtualOpener]:
+    """Whoever opens this population's sums, not switched on yet."""
+    authority = confidentiality.key_authority
+    if authority is None:
+        return virtual_helpers(fleet, confidentiality)
+    answer = authority.desk(min_contributors=confidentiality.min_contributors, book=authority.new_book())
+    population = confidentiality.trust.population
+    return {KEY_AUTHORITY: VirtualOpener(fleet, population=population, opener_id=KEY_AUTHORITY, answer=answer)}
 
 
 def virtual_helpers(

@@ -24,7 +24,7 @@ from edge_client.privacy.rules import PrivacyRules
 from edge_client.training import ArrayExamples, TrainingJob
 from simulators.scenario import Scenario
 from simulators.virtual_fleet import BadWorld, VirtualFleet
-from simulators.virtual_openers import VirtualConfidentiality, virtual_helpers
+from simulators.virtual_openers import VirtualConfidentiality, virtual_openers
 from simulators.virtual_time import VirtualTime
 from wire_protocol.messages import RoundKind
 from wire_protocol.plan import TensorSpec, TrainingPlan
@@ -179,13 +179,19 @@ def _openings(
     coordinator: FleetCoordinator,
     bundle: TaskBundle,
 ) -> SumOpenings | None:
-    """Switches the helpers on, and makes the coordinator one that needs them."""
+    """Switches the openers on, and makes the coordinator one that needs them."""
     if confidentiality is None:
         return None
-    for helper in virtual_helpers(fleet, confidentiality).values():
-        helper.start()
-    trust = confidentiality.trust
-    return open_sums(coordinator, population=trust.population, bundle=bundle, directory=trust.directory_bytes)
+    for opener in virtual_openers(fleet, confidentiality).values():
+        opener.start()
+    trust, authority = confidentiality.trust, confidentiality.key_authority
+    return open_sums(
+        coordinator,
+        population=trust.population,
+        bundle=bundle,
+        directory=trust.directory_bytes,
+        encryption_keys=None if authority is None else authority.released,
+    )
 
 
 class VirtualDriver:

@@ -124,6 +124,7 @@ class VirtualTrust:
             population=self.population,
             device_id=device_id,
             identity_key=member.identity_key,
+            sealing_key=member.sealing,
             sign=member.identity.sign,
             accept_directory=self.accept_directory,
             random_bytes=os.urandom,

@@ -1,6 +1,7 @@
 """Issues a key authority's keys: from its state directory and a key directory to the signed file that devices get."""
 
 from pathlib import Path
+from typing import Final
 
 from edge_client.atomic_files import write_atomically
 from edge_client.errors import IdentityError, StorageError
@@ -12,7 +13,10 @@ from edge_client.state_writer import StateWriter
 from secure_sum.encryption_keys import EncryptionKeys
 from secure_sum.key_directory import MAX_DIRECTORY_BYTES, decode_directory
 
-__all__ = ["issue_keys"]
+__all__ = ["ISSUED_DIRECTORY", "issue_keys"]
+
+ISSUED_DIRECTORY: Final = "issued_directory.fwkd"
+"""In the state directory: the key directory with which the keys were issued."""
 
 
 def issue_keys(
@@ -63,6 +67,8 @@ def issue_keys(
         release = make_release(material, directory, authority_id=authority_id, identity=identity)
         if out_file is not None:
             try:
+                # First ours: what is released is released for the devices of this directory.
+                writer.write(home / ISSUED_DIRECTORY, data)
                 write_atomically(out_file, release.encode())
             except OSError as error:
                 raise StorageError(f"the released keys cannot be written to {out_file}: {error}") from error

@@ -1,7 +1,5 @@
 """Seals an update by homomorphic encryption, with keys that the key authority itself has signed for this device."""
 
-from collections.abc import Callable
-
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_client.errors import PrivacyRefused
@@ -34,7 +32,7 @@ class UpdateEncryptor:
         *,
         population: str,
         device_id: str,
-        sealing_key: Callable[[], X25519PrivateKey | None],
+        sealing_key: X25519PrivateKey | None,
         sign: Sign,
         random_bytes: RandomBytes,
     ) -> None:
@@ -100,7 +98,6 @@ class UpdateEncryptor:
         return release
 
     def _tag_secret(self, release: EncryptionKeys) -> bytes:
-        key = self._sealing_key()
-        if key is None:
+        if self._sealing_key is None:
             raise PrivacyRefused("this device has no sealing key: 'flockwise edge directory-request' makes one")
-        return release.tag_secret(self._device_id, key)
+        return release.tag_secret(self._device_id, self._sealing_key)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol, TypeAlias
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_client.errors import PrivacyRefused
+from edge_client.privacy.encrypted_sealing import UpdateEncryptor
 from edge_client.training import TrainingJob
 from secure_sum.context import round_context
 from secure_sum.directory_entries import MemberRole
@@ -81,6 +83,7 @@ class PlanSealer:
         population: The device's.
         device_id: The device.
         identity_key: Its public Ed25519 key.
+        sealing_key: Its X25519 key, to read what is sealed for it; None if it has none.
         sign: Signs statements with it.
         accept_directory: Believes a key directory, or does not.
         random_bytes: ``os.urandom`` outside tests.
@@ -92,6 +95,7 @@ class PlanSealer:
         population: str,
         device_id: str,
         identity_key: bytes,
+        sealing_key: X25519PrivateKey | None,
         sign: Sign,
         accept_directory: AcceptDirectory,
         random_bytes: RandomBytes,
@@ -102,7 +106,13 @@ class PlanSealer:
         self._sign = sign
         self._accept_directory = accept_directory
         self._random_bytes = random_bytes
-        self._seals: Mapping[type[msgspec.Struct], SealingRound] = {HelperSums: self._seal_to_helpers}
+        self._encryptor = UpdateEncryptor(
+            population=population, device_id=device_id, sealing_key=sealing_key, sign=sign, random_bytes=random_bytes
+        )
+        self._seals: Mapping[type[msgspec.Struct], SealingRound] = {
+            HelperSums: self._seal_to_helpers,
+            EncryptedSums: self._seal_encrypted,
+        }
 
     def check(self, job: TrainingJob) -> None:
         """Looks at directory, openers and this device's own entry.
@@ -136,6 +146,8 @@ class PlanSealer:
             )
         for opener in way.openers:
             _check_opener(opener, directory, _ROLES[type(way)])
+        if isinstance(way, EncryptedSums):
+            self._check_encryption(job, way, directory)
         if isinstance(way, HelperSums) and way.has_one_operator:
             _LOG.warning("helpers_of_one_operator: the sum alone being seen is a promise of theirs, not a proof")
         return way, directory
@@ -153,6 +165,21 @@ class PlanSealer:
             num_needed=way.num_needed,
         )
         return encode_sealed_update(seal_to_helpers(update, order, sign=self._sign, random_bytes=self._random_bytes))
+
+    def _check_encryption(self, job: TrainingJob, way: EncryptedSums, directory: KeyDirectory) -> None:
+        try:
+            self._encryptor.check(way, job.sealing_blobs[way.keys.sha256], directory)
+        except (SecureSumError, KeyError) as error:
+            raise PrivacyRefused(f"the plan's encryption keys are not believed: {error}") from error
+
+    def _seal_encrypted(self, job: TrainingJob, update: IntegerUpdate, directory: KeyDirectory, /) -> bytes:
+        way, spec = job.plan.confidentiality, job.plan.privacy
+        if not isinstance(way, EncryptedSums) or spec is None:
+            raise PrivacyRefused("not a plan with encrypted sums")
+        keys = job.sealing_blobs[way.keys.sha256]
+        context, fewest = self.context(job), spec.min_contributors
+        sealed = self._encryptor.seal(way, keys, directory, update, context=context, min_contributors=fewest)
+        return encode_sealed_update(sealed)
 
     def context(self, job: TrainingJob) -> bytes:
         """The round's name: everything sealed and signed covers it."""

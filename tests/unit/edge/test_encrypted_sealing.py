@@ -57,7 +57,7 @@ class World:
 
     def encryptor(self, *, device_id="bank", sealing_key="bank"):
         return UpdateEncryptor(
-            population="p", device_id=device_id, sealing_key=lambda: self.sealing.get(sealing_key),
+            population="p", device_id=device_id, sealing_key=self.sealing.get(sealing_key),
             sign=self.identity["bank"].sign, random_bytes=os.urandom,
         )  # fmt: skip
 

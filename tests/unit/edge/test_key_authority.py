@@ -6,9 +6,11 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from coordinator.directory_files import open_key_directory
 from edge_client.errors import IdentityError, StorageError
 from edge_client.opener.encryption_key_file import EncryptionKeyFile
 from edge_client.opener.key_desk import KeyDesk
+from edge_client.opener.key_release import ISSUED_DIRECTORY
 from edge_client.opener.set_book import SqliteSetBook
 from edge_client.opener.wrong_totals import KeyBook
 from edge_client.state_writer import StateWriter
@@ -16,9 +18,9 @@ from flockwise.cli import main
 from secure_sum import bfv
 from secure_sum.directory_entries import encode_request
 from secure_sum.encryption_keys import decode_encryption_keys
-from secure_sum.errors import DirectoryRolledBack, OpeningRefused, RefusalCause
+from secure_sum.errors import OpeningRefused, RefusalCause
 from secure_sum.openings import HelperAsk, KeyAsk, OpeningOrder
-from simulators.trials.sum_decoders import sample_directory, sample_member
+from simulators.trials.sum_decoders import sample_member
 
 pytestmark = pytest.mark.skipif(not bfv.is_available(), reason="TenSEAL is not installed here")
 
@@ -135,24 +137,18 @@ def test_wrong_totals_outlive_a_restart_and_are_the_keys_own(tmp_path):
         again.num_wrong_totals()
 
 
-def test_the_desk_believes_no_directory_that_the_pin_does_not_and_answers_no_helpers_order(authority):
+def test_the_desk_knows_the_devices_for_which_the_keys_were_issued_and_answers_no_helpers_order(authority):
     _issue(authority)
     material = EncryptionKeyFile(authority / "ka", writer=StateWriter()).load()
-    directory = sample_directory()
-
-    def accept(data):
-        if data != b"good":
-            raise DirectoryRolledBack("older")
-        return directory
-
+    issued = open_key_directory(authority / "ka" / ISSUED_DIRECTORY)
+    assert set(issued.members) == {"bank0", "key-authority"}
     desk = KeyDesk(
         population="p", authority_id="ka", sealing_key=X25519PrivateKey.generate(), material=material,
-        book=KeyBook(None, sets=SqliteSetBook(None), key_id=b"k"), accept_directory=accept, min_contributors=1,
+        book=KeyBook(None, sets=SqliteSetBook(None), key_id=b"k"), directory=issued, min_contributors=1,
     )  # fmt: skip
     causes = {
-        RefusalCause.UNREGISTERED: KeyAsk(total=b"x", directory=b"bad"),
         RefusalCause.WRONG_CONTEXT: HelperAsk(parts=(0,)),
-        RefusalCause.TOO_FEW: KeyAsk(total=b"x", directory=b"good"),
+        RefusalCause.TOO_FEW: KeyAsk(total=b"x"),
     }
     for cause, ask in causes.items():
         order = OpeningOrder(
