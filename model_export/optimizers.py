@@ -28,12 +28,16 @@ __all__ = ["Adam", "Momentum", "Optimizer", "PlainSgd", "ProximalTerm", "build_o
 class PlainSgd(tf.Module):
     """``w = w - learning_rate * g``."""
 
+    takes_descents = True
+    """Whether ``step`` takes ``learning_rate * g`` for g: multiplied in at the loss, it costs no product per weight."""
+
     def reset(self, weights: Sequence[Tensor]) -> None:
         """There is nothing to reset."""
 
     def step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> list[Tensor]:
-        """The weights after one step."""
-        return [weight - learning_rate * gradient for weight, gradient in zip(weights, gradients, strict=True)]
+        """The weights after one step, from descents."""
+        del learning_rate  # it is in the descents
+        return [weight - gradient for weight, gradient in zip(weights, gradients, strict=True)]
 
 
 class Momentum(tf.Module):
@@ -44,6 +48,8 @@ class Momentum(tf.Module):
         momentum: 0 < momentum < 1.
         nesterov: Whether to look ahead (Sutskever et al. 2013, equations 3 and 4, rewritten as Keras has them).
     """
+
+    takes_descents = True
 
     def __init__(self, variables: Sequence[Tensor], *, momentum: float, nesterov: bool) -> None:
         super().__init__()
@@ -56,10 +62,10 @@ class Momentum(tf.Module):
         _clear(self._velocities, weights)
 
     def step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> list[Tensor]:
-        """The weights after one step."""
+        """The weights after one step, from descents."""
+        del learning_rate  # it is in the descents
         moved = []
-        for weight, gradient, slot in zip(weights, gradients, self._velocities, strict=True):
-            descent = learning_rate * gradient
+        for weight, descent, slot in zip(weights, gradients, self._velocities, strict=True):
             velocity = self._momentum * slot.read_value() - descent
             slot.assign(velocity)
             moved.append(weight + (self._momentum * velocity - descent if self._nesterov else velocity))
@@ -73,6 +79,8 @@ class Adam(tf.Module):
         variables: The weights; slots take their shapes.
         plan: Gives ``beta_1``, ``beta_2``, ``epsilon`` and ``weight_decay``.
     """
+
+    takes_descents = False  # it is not linear in the gradient
 
     def __init__(self, variables: Sequence[Tensor], plan: TrainingPlan) -> None:
         super().__init__()
@@ -128,7 +136,7 @@ class ProximalTerm(tf.Module):
             slot.assign(weight)
 
     def add_to(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], proximal_mu: Tensor) -> list[Tensor]:
-        """The gradients of loss and term together."""
+        """The gradients of loss and term together; for descents, ``proximal_mu`` is times the learning rate too."""
         triples = zip(gradients, weights, self._anchor, strict=True)
         return [gradient + proximal_mu * (weight - anchor.read_value()) for gradient, weight, anchor in triples]
 

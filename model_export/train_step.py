@@ -77,12 +77,15 @@ class TrainStep(tf.Module):
         mask = positive_mask(inputs[contract.EXAMPLE_WEIGHT])
         run = self._lowered.forward(weights, inputs[contract.X], inputs.get(contract.DROPOUT_TICKET), mask)
         figures, dlogits = self._score(run.logits, inputs)
-        gradients = run.weight_gradients(dlogits)
+        rate = inputs[contract.LEARNING_RATE]
+        are_descents = self._optimizer.takes_descents
+        gradients = run.weight_gradients(dlogits * rate if are_descents else dlogits)
         trained, statistics = weights[: self._num_trainable], weights[self._num_trainable :]
         gradients, falls = gradients[: self._num_trainable], gradients[self._num_trainable :]
         if self._proximal_term is not None:
-            gradients = self._proximal_term.add_to(gradients, trained, inputs[contract.PROXIMAL_MU])
-        moved = self._optimizer.step(trained, gradients, inputs[contract.LEARNING_RATE])
+            mu = inputs[contract.PROXIMAL_MU]
+            gradients = self._proximal_term.add_to(gradients, trained, mu * rate if are_descents else mu)
+        moved = self._optimizer.step(trained, gradients, rate)
         followed = [statistic - fall for statistic, fall in zip(statistics, falls, strict=True)]
         for variable, value in zip(self._weights, [*moved, *followed], strict=True):
             variable.assign(value)

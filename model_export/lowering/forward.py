@@ -17,7 +17,6 @@ from model_export.lowering.fusion import fuse, suits_winograd
 from model_export.lowering.layers import (
     LAYERS,
     Call,
-    Gradients,
     NodePullback,
     kernel_on_images,
     on_images,
@@ -25,6 +24,15 @@ from model_export.lowering.layers import (
     with_kernel,
 )
 from model_export.lowering.merging import add_all
+from model_export.lowering.parts import (
+    PartsGradients,
+    PartsPullback,
+    count_parts,
+    in_parts,
+    keeps_parts,
+    run_in_parts,
+    splits,
+)
 from model_export.lowering.pooling import average_pool, global_average_pool, max_pool
 from model_export.lowering.tensor_types import Pullback, Tensor, plus
 from model_export.lowering.windows import WindowAxis, plan_axis
@@ -75,6 +83,7 @@ class LoweredModel:
         self._batch_size = batch_size
         self._wanted = self._graph.reaches_weights()
         self._frozen = _frozen_in_stored_layout(graph)
+        self._num_parts = count_parts(self._graph, batch_size)
 
     def forward(
         self, weights: Sequence[Tensor], x: Tensor, tickets: Tensor | None, mask: Tensor | None = None
@@ -89,27 +98,37 @@ class LoweredModel:
                 moving statistics.
         """
         weights = [*weights, *map(tf.constant, self._frozen)]
-        values: list[Tensor] = []
-        pullbacks: list[NodePullback] = []
+        values: list[list[Tensor]] = []
+        pullbacks: list[PartsPullback] = []
         for node, is_wanted in zip(self._graph.nodes[: self._graph.logits + 1], self._wanted, strict=False):
-            inputs = [values[source] for source in node.inputs] or [x]
-            is_image = len(inputs[0].shape) == 4  # noqa: PLR2004 - not Conv1D's [batch, steps, channels]
+            inputs = [values[source] for source in node.inputs] or [[x]]
+            is_image = len(inputs[0][0].shape) == 4  # noqa: PLR2004 - not Conv1D's [batch, steps, channels]
             if not is_wanted and is_image and isinstance(node.operation, Conv2D | Conv2DMaxPool):
-                values.append(_frozen_convolution(node.operation, inputs[0], weights))
+                values.append([_frozen_convolution(node.operation, inputs[0][0], weights)])
                 pullbacks.append(_no_gradients)
                 continue
-            value, pullback = self._run(node, inputs, weights, tickets, mask)
+            run = functools.partial(self._run, node, weights=weights, tickets=tickets, mask=mask)
+            value, pullback = run_in_parts(run, inputs, self._parts_of(node, inputs))
             values.append(value)
             pullbacks.append(pullback)
-        return ForwardPass(logits=values[-1], weight_gradients=lambda dy: self._backward(pullbacks, dy))
+        (logits,) = in_parts(values[-1], 1)
+        return ForwardPass(logits=logits, weight_gradients=lambda dy: self._backward(pullbacks, values, dy))
 
     def output(self, logits: Tensor) -> Tensor:
         """What the Keras model gives: the logits, or their softmax or sigmoid."""
         activation = self._graph.output_activation
         return logits if activation is None else ACTIVATIONS[activation](logits)[0]
 
-    def _backward(self, pullbacks: Sequence[NodePullback], dlogits: Tensor) -> list[Tensor]:
-        gradients: dict[int, Tensor] = {self._graph.logits: dlogits}
+    def _parts_of(self, node: Node, inputs: Sequence[Sequence[Tensor]]) -> int:
+        """In how many parts of the batch a node runs."""
+        if self._num_parts == 1 or splits(node, self._graph):
+            return self._num_parts
+        return len(inputs[0]) if keeps_parts(node) and len({len(parts) for parts in inputs}) == 1 else 1
+
+    def _backward(
+        self, pullbacks: Sequence[PartsPullback], values: Sequence[Sequence[Tensor]], dlogits: Tensor
+    ) -> list[Tensor]:
+        gradients: dict[int, list[Tensor]] = {self._graph.logits: in_parts([dlogits], len(values[-1]))}
         of_weights: dict[int, Tensor] = {}
         for position in reversed(range(self._graph.logits + 1)):
             if not self._wanted[position] or position not in gradients:
@@ -117,7 +136,8 @@ class LoweredModel:
             to_inputs, to_weights = pullbacks[position](gradients.pop(position))
             for source, gradient in zip(self._graph.nodes[position].inputs, to_inputs, strict=True):
                 if gradient is not None and self._wanted[source]:
-                    gradients[source] = plus(gradients.get(source), gradient)
+                    met = gradients.get(source)
+                    gradients[source] = gradient if met is None else [a + b for a, b in zip(met, gradient, strict=True)]
             for weight, gradient in to_weights.items():
                 of_weights[weight] = plus(of_weights.get(weight), gradient)
         return [of_weights[position] for position in range(len(self._graph.weight_shapes))]
@@ -126,6 +146,7 @@ class LoweredModel:
         self,
         node: Node,
         inputs: Sequence[Tensor],
+        *,
         weights: Sequence[Tensor],
         tickets: Tensor | None,
         mask: Tensor | None,
@@ -195,7 +216,7 @@ def _frozen_convolution(operation: Conv2D | Conv2DMaxPool, x: Tensor, weights: S
     return tf.nn.conv2d(x, kernel, operation.strides, padding, dilations=operation.dilation)
 
 
-def _no_gradients(_: Tensor) -> Gradients:
+def _no_gradients(_: Sequence[Tensor]) -> PartsGradients:
     raise AssertionError("a gradient was asked for below the lowest trainable layer")
 
 
