@@ -72,11 +72,21 @@ def rival_commands(
     return commands
 
 
-def compare(commands: Mapping[str, Sequence[str]], *, num_threads: int, turns: int, steps: int) -> list[RivalResult]:
+def compare(
+    commands: Mapping[str, Sequence[str]], *, num_threads: int, turns: int, steps: int, is_alone: bool = False
+) -> list[RivalResult]:
     """Measures; ends every process it started.
+
+    Args:
+        commands: Of the rivals.
+        num_threads: That each may use.
+        turns: Of each rival.
+        steps: Per turn.
+        is_alone: Whether a rival whose turn it is has the processors to itself: other processes then stand still.
 
     Raises:
         RuntimeError: A rival ended before it answered; names it.
+        PermissionError: ``is_alone`` needs the right to real-time priority.
     """
     limits = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
     workers = {
@@ -88,6 +98,8 @@ def compare(commands: Mapping[str, Sequence[str]], *, num_threads: int, turns: i
     try:
         for name, worker in workers.items():
             _answer(name, worker)
+            if is_alone:
+                _give_real_time_priority(worker.pid)
         answers: dict[str, list[Any]] = {name: [] for name in workers}
         for _ in range(turns):
             for name in random.sample(list(workers), len(workers)):
@@ -102,6 +114,12 @@ def compare(commands: Mapping[str, Sequence[str]], *, num_threads: int, turns: i
             worker.kill()
             worker.wait()
     return [_result(name, num_threads, answers) for name in workers]
+
+
+def _give_real_time_priority(pid: int) -> None:
+    """To all threads of a process that waits for its turn."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setscheduler(int(thread.name), os.SCHED_RR, os.sched_param(1))
 
 
 def _answer(name: str, worker: "subprocess.Popen[str]") -> Any:
