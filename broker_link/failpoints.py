@@ -2,7 +2,9 @@
 
 `hit("name")` does nothing but count unless ``FLOCKWISE_FAILPOINTS`` arms it: ``name=3`` kills the process, by SIGKILL
 to itself, when that place is passed for the third time. ``FLOCKWISE_FAILPOINT_LOG`` names a file that gets the name of
-the failpoint that killed, so that a chaos run can show what it hit. Every name stands in `FAILPOINTS`; another raises.
+the failpoint that killed, so that a chaos run can show what it hit. Every name stands in `FAILPOINTS` (the life of a
+round, which `scripts/chaos` kills through), `OPENING_FAILPOINTS` (a sum that others open) or `RELEASE_FAILPOINTS` (a
+release on a device); another raises.
 """
 
 import os
@@ -11,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-__all__ = ["FAILPOINTS", "armed_failpoints", "hit"]
+__all__ = ["FAILPOINTS", "OPENING_FAILPOINTS", "RELEASE_FAILPOINTS", "armed_failpoints", "hit"]
 
 FAILPOINTS: Final = (
     "coordinator.start.before_recovery",
@@ -34,8 +36,6 @@ FAILPOINTS: Final = (
     "coordinator.receipt.after",
     "coordinator.assignment.before",
     "coordinator.assignment.after",
-    "coordinator.opening-request.before",
-    "coordinator.opening-request.after",
     "coordinator.opening.opened",
     "coordinator.aggregate.before",
     "coordinator.aggregate.after",
@@ -73,6 +73,23 @@ FAILPOINTS: Final = (
     "device.trainer.after_train",
 )
 
+OPENING_FAILPOINTS: Final = (
+    "coordinator.opening-request.before",
+    "coordinator.opening-request.after",
+)
+
+RELEASE_FAILPOINTS: Final = (
+    "device.release.before_piece",
+    "device.release.after_piece",
+    "device.release.before_slot",
+    "device.release.after_slot",
+    "device.release.before_switch",
+    "device.release.after_switch",
+    "device.release.before_rollback",
+    "device.release.after_rollback",
+)
+
+_KNOWN: Final = frozenset((*FAILPOINTS, *OPENING_FAILPOINTS, *RELEASE_FAILPOINTS))
 _ARMED: Final = "FLOCKWISE_FAILPOINTS"
 _LOG: Final = "FLOCKWISE_FAILPOINT_LOG"
 
@@ -86,7 +103,7 @@ def armed_failpoints(environ: Mapping[str, str]) -> dict[str, int]:
     armed: dict[str, int] = {}
     for entry in filter(None, environ.get(_ARMED, "").split(",")):
         name, _, count = entry.partition("=")
-        if name not in FAILPOINTS or not count.isdigit() or int(count) < 1:
+        if name not in _KNOWN or not count.isdigit() or int(count) < 1:
             raise ValueError(f"{_ARMED}: {entry!r} is not a failpoint and a positive number, such as {FAILPOINTS[0]}=1")
         armed[name] = int(count)
     return armed
@@ -99,12 +116,12 @@ def hit(name: str) -> None:
     """Passes a failpoint; may not return.
 
     Raises:
-        ValueError: ``name`` is not in ``FAILPOINTS``.
+        ValueError: ``name`` is not one that is known.
     """
     if not _left:
         return
-    if name not in FAILPOINTS:
-        raise ValueError(f"{name} is not in FAILPOINTS")
+    if name not in _KNOWN:
+        raise ValueError(f"{name} is not a known failpoint")
     if name not in _left:
         return
     _left[name] -= 1

@@ -22,8 +22,12 @@ _VERBS = {
     "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
     "freeze": ("flockwise.freeze_command", "freeze", "Turn a trained task into inference files for apps."),
     "key-authority": ("flockwise.key_authority_commands", "key_authority", "Keep the keys of encrypted sums."),
+    "keys": ("flockwise.keys_commands", "keys", "Make and rotate the keys that sign releases."),
+    "models": ("flockwise.models_commands", "models", "List, show and compare released models."),
     "privacy": ("flockwise.privacy_commands", "privacy", "Explain and calibrate differential privacy."),
     "query": ("flockwise.query_command", "query", "Ask the fleet a question, with differential privacy."),
+    "push": ("flockwise.push_command", "push", "Sign a model as a release for a fleet."),
+    "rollout": ("flockwise.rollout_commands", "rollout", "Bring a release to the fleet in stages, and take it back."),
     "simulate": ("flockwise.simulate_command", "simulate", "Simulate a fleet of any size."),
 }
 

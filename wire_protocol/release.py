@@ -22,6 +22,7 @@ from wire_protocol.limits import MAX_CONTROL_BYTES
 
 __all__ = [
     "WHOLE_FLEET_PERMILLE",
+    "EvaluationFigures",
     "GoldenBatch",
     "ModelTensor",
     "PackedModel",
@@ -91,6 +92,14 @@ class ReleaseNeeds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Hardware classes it is meant for, such as ``aarch64``; empty for all."""
 
 
+class EvaluationFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the fleet's devices measured of a checkpoint on their own examples (an evaluation round)."""
+
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    loss: float
+    num_examples: Annotated[float, msgspec.Meta(ge=0)]
+
+
 class ReleaseLineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a model comes from."""
 
@@ -101,6 +110,8 @@ class ReleaseLineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     checkpoint_sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
     epsilon: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """What the training had cost each device by then; None if it was not private."""
+    evaluation: EvaluationFigures | None = None
+    """None if no evaluation round was run on it."""
     parent: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
     """The release before; 0 for none."""
 

@@ -1,6 +1,7 @@
 """The files of the release channel: where each is, and what is in it. Reading alone; `repository` decides what is written."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,6 +88,12 @@ class ChannelFiles:
         except (OSError, RepositoryError) as error:
             raise ReleaseError(f"{file} cannot be used: {error}") from error
         return data
+
+    def highest_release(self, name: str) -> int:
+        """The highest number of a manifest that was ever written here for a model; 0 for none."""
+        pattern = re.compile(rf"[0-9a-f]{{64}}\.manifest-{re.escape(name)}-([0-9]{{1,10}})\.json")
+        matches = [pattern.fullmatch(path.name) for path in self.targets.iterdir()]
+        return max((int(match[1]) for match in matches if match), default=0)
 
     def blob_path(self, sha256: bytes) -> Path:
         """Where a blob is."""

@@ -12,28 +12,15 @@ import datetime as dt
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import (
-    DelegatedRole,
-    Delegations,
-    Metadata,
-    MetaFile,
-    Role,
-    Root,
-    Signed,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
+from tuf.api.metadata import Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from coordinator.durable_files import write_durably
 from coordinator.errors import ReleaseError
 from coordinator.releases.channel_files import ChannelFiles, target_file
-from coordinator.releases.signing_keys import NUM_ROOT_KEYS, ROLES, ROLLOUT, ROOT_THRESHOLD, KeyFiles
+from coordinator.releases.channel_signer import ChannelSigner, rollout_role
+from coordinator.releases.signing_keys import ROLLOUT, KeyFiles
 from wire_protocol.blobs import split_blob
 from wire_protocol.errors import BlobError, WireError
 from wire_protocol.release import (
@@ -46,19 +33,7 @@ from wire_protocol.release import (
     order_target,
 )
 
-__all__ = ["EXPIRES_AFTER", "SIGNED_AT_FIELD", "ReleaseRepository"]
-
-SIGNED_AT_FIELD: Final = "x-flockwise-signed-at"
-"""Field of the timestamp role: when it was signed (RFC 3339). Devices raise their time floor by it."""
-
-EXPIRES_AFTER: Final[Mapping[str, dt.timedelta]] = {
-    "root": dt.timedelta(days=365),
-    "targets": dt.timedelta(days=365),
-    ROLLOUT: dt.timedelta(days=90),
-    "snapshot": dt.timedelta(days=30),
-    "timestamp": dt.timedelta(days=7),
-}
-"""How long each role's word lasts. The coordinator signs the timestamp anew every day."""
+__all__ = ["ReleaseRepository"]
 
 _MAX_LIVE_RELEASES: Final = 16
 
@@ -88,7 +63,7 @@ class ReleaseRepository:
     def __init__(self, directory: Path, keys: KeyFiles, *, now: Callable[[], float]) -> None:
         self._files = ChannelFiles(directory)
         self._keys = keys
-        self._now = now
+        self._signer = ChannelSigner(self._files, keys, now=now)
         if not self._files.root_path(1).is_file():
             raise ReleaseError(f"there is no release channel in {directory}: flockwise keys init makes one")
 
@@ -101,29 +76,11 @@ class ReleaseRepository:
             OSError: A file cannot be written.
         """
         files = ChannelFiles(directory)
-        metadata = files.metadata
-        if metadata.exists():
+        if files.metadata.exists():
             raise ReleaseError(f"{directory} has a release channel already")
         files.make()
-        roots = [keys.make(f"root-{index}") for index in range(1, NUM_ROOT_KEYS + 1)]
-        signers = {name: keys.make(name) for name in ROLES}
-        root = Root(expires=_expiry(now(), "root"), consistent_snapshot=True)
-        root.roles["root"] = Role([], ROOT_THRESHOLD)
-        for signer in roots:
-            root.add_key(signer.public_key, "root")
-        for name in ("targets", "snapshot", "timestamp"):
-            root.add_key(signers[name].public_key, name)
-        rollout_key = signers[ROLLOUT].public_key
-        delegated = DelegatedRole(ROLLOUT, [], 1, terminating=True, paths=["order-*.json"])
-        targets = Targets(expires=_expiry(now(), "targets"), delegations=Delegations({}, {ROLLOUT: delegated}))
-        targets.add_key(rollout_key, ROLLOUT)
-        write_durably(metadata / "1.root.json", _sign(root, roots))
-        write_durably(metadata / "1.targets.json", _sign(targets, [signers["targets"]]))
-        rollout = Targets(expires=_expiry(now(), ROLLOUT))
-        write_durably(metadata / f"1.{ROLLOUT}.json", _sign(rollout, [signers[ROLLOUT]]))
-        repository = cls(directory, keys, now=now)
-        repository._seal()
-        return repository
+        ChannelSigner(files, keys, now=now).create()
+        return cls(directory, keys, now=now)
 
     # -- looking
 
@@ -201,7 +158,7 @@ class ReleaseRepository:
             OSError: A file cannot be written.
         """
         given = {hashlib.sha256(data).digest(): data for data in blobs}
-        for ref in (manifest.model, manifest.golden.blob):
+        for ref in (manifest.model, manifest.golden.blob, *(packed.blob for packed in manifest.packed)):
             data = given.get(ref.sha256)
             try:
                 if data is None or split_blob(data, piece_bytes=ref.piece_bytes).ref != ref:
@@ -221,8 +178,12 @@ class ReleaseRepository:
         for sha256, data in given.items():
             write_durably(self._files.blob_path(sha256), data)
         self._put_target(targets, path, encode_release_file(manifest))
-        self._sign_next(targets, "targets")
-        self._seal()
+        self._signer.sign_next(targets, "targets")
+        self._signer.seal()
+
+    def next_number(self, name: str) -> int:
+        """The number of a model's next release: above every one that ever was, withdrawn ones included."""
+        return self._files.highest_release(name) + 1
 
     def withdraw_release(self, name: str, number: int) -> None:
         """Takes a release out: no device will accept it any more. Its blobs stay.
@@ -236,8 +197,8 @@ class ReleaseRepository:
             raise ReleaseError(f"the fleet is ordered to run {name} {number}: order another release first")
         targets = self._files.load(Targets, "targets")
         del targets.targets[manifest_target(name, number)]
-        self._sign_next(targets, "targets")
-        self._seal()
+        self._signer.sign_next(targets, "targets")
+        self._signer.seal()
 
     def set_order(self, order: RolloutOrder) -> None:
         """Signs an order; needs the ``rollout`` key, ``snapshot`` and ``timestamp``.
@@ -252,129 +213,63 @@ class ReleaseRepository:
             self.manifest(order.name, number)
         targets = self._files.load(Targets, ROLLOUT)
         self._put_target(targets, order_target(order.name), encode_release_file(order))
-        self._sign_next(targets, ROLLOUT)
-        self._seal()
+        self._signer.sign_next(targets, ROLLOUT)
+        self._signer.seal()
+
+    def check_can_order(self) -> None:
+        """Looks whether the keys that an order needs are here.
+
+        Raises:
+            ReleaseError: One is not.
+        """
+        for name in (ROLLOUT, "snapshot", "timestamp"):
+            self._keys.signer(name)
 
     def refresh(self) -> None:
         """Signs ``snapshot`` and ``timestamp`` anew: everything is as it was, and this is the newest."""
-        self._seal()
+        self._signer.seal()
 
     def rotate(self, role: str) -> int:
-        """Replaces a role's key (for ``root``: all of them); needs two of the present root keys.
+        """Replaces a role's key (for ``root``: all of them); needs two of the present root keys, for rollout ``targets``.
 
         Returns:
-            The new root's version.
+            The newest root's version.
 
         Raises:
             ReleaseError: A key is missing, or the role is unknown.
         """
-        if role == ROLLOUT:
-            self._rotate_rollout()
-            return self._files.root().version
-        if role not in {"root", "targets", "snapshot", "timestamp"}:
-            raise ReleaseError(f"there is no role {role!r}: root, {', '.join(ROLES)}")
-        self._promote_named_keys()  # of a rotation that was interrupted
+        return self._signer.rotate(role)
+
+    def check_can_rotate(self, role: str) -> None:
+        """Looks whether the keys that `rotate` needs are here.
+
+        Raises:
+            ReleaseError: Some are not.
+        """
+        self._signer.check_can_rotate(role)
+
+    def roles(self) -> list[dict[str, object]]:
+        """Of every role: version, end of its word, keys needed and keys that are here; for people."""
         root = self._files.root()
-        old_signers = list(self._keys.root_signers())
-        self._check_threshold(root, old_signers)
-        names = [f"root-{index}" for index in range(1, NUM_ROOT_KEYS + 1)] if role == "root" else [role]
-        new_signers = [self._keys.prepare(name) for name in names]
-        for key_id in list(root.roles[role].keyids):
-            root.revoke_key(key_id, role)
-        for signer in new_signers:
-            root.add_key(signer.public_key, role)
-        self._write_root(root, [*old_signers, *(new_signers if role == "root" else [])])
-        self._finish_rotation()
-        return root.version
-
-    def _rotate_rollout(self) -> None:
-        targets = self._files.load(Targets, "targets")
-        delegated = _rollout_role(targets)
-        new = self._keys.prepare(ROLLOUT)
-        for key_id in list(delegated.keyids):
-            targets.revoke_key(key_id, ROLLOUT)
-        targets.add_key(new.public_key, ROLLOUT)
-        self._sign_next(targets, "targets")
-        self._finish_rotation()
-
-    def _finish_rotation(self) -> None:
-        """Takes the new key into use; what its predecessor signed is signed again."""
-        for role in self._promote_named_keys() & {"targets", ROLLOUT}:
-            self._sign_next(self._files.load(Targets, role), role)
-        self._seal()
-
-    def _promote_named_keys(self) -> set[str]:
-        """Takes successors into use that the newest metadata names already; returns whose."""
-        root = self._files.root()
-        named = {role: root.roles[role].keyids for role in ("targets", "snapshot", "timestamp")}
-        named[ROLLOUT] = _rollout_role(self._files.load(Targets, "targets")).keyids
-        named |= {f"root-{index}": root.roles["root"].keyids for index in range(1, NUM_ROOT_KEYS + 1)}
-        return {name for name, key_ids in named.items() if self._keys.promote(name, key_ids)}
-
-    def _write_root(self, root: Root, signers: Sequence[CryptoSigner]) -> None:
-        """A new root is signed by enough of the old keys and enough of the new ones."""
-        self._check_threshold(self._files.root(), signers)
-        root.version += 1
-        root.expires = _expiry(self._now(), "root")
-        self._check_threshold(root, signers)
-        write_durably(self._files.root_path(root.version), _sign(root, signers))
-
-    def _check_threshold(self, root: Root, signers: Sequence[CryptoSigner]) -> None:
-        have = {signer.public_key.keyid for signer in signers} & set(root.roles["root"].keyids)
-        if len(have) < root.roles["root"].threshold:
-            raise ReleaseError(
-                f"{len(have)} of the root keys are here; {root.roles['root'].threshold} must sign: bring them, or name "
-                "them with --key"
-            )
+        rollout = rollout_role(self._files.load(Targets, "targets"))
+        named = {role: (root.roles[role].keyids, root.roles[role].threshold) for role in root.roles}
+        named[ROLLOUT] = (rollout.keyids, rollout.threshold)
+        here = self._keys.key_ids()
+        return [
+            {
+                "role": role,
+                "version": self._files.load(_KINDS[role], role).version,
+                "expires_at": self.expires_at(role).isoformat(),
+                "threshold": threshold,
+                "keys_here": len(here.intersection(key_ids)),
+            }
+            for role, (key_ids, threshold) in named.items()
+        ]
 
     def _put_target(self, targets: Targets, path: str, data: bytes) -> None:
         info = TargetFile.from_data(path, data, ["sha256"])
         write_durably(self._files.targets / target_file(path, info), data)
         targets.targets[path] = info
-
-    def _sign_next(self, signed: Targets, role: str) -> None:
-        signed.version += 1
-        signed.expires = _expiry(self._now(), role)
-        name = f"{signed.version}.{role}.json"
-        write_durably(self._files.metadata / name, self._signed_for(signed, role))
-
-    def _signed_for(self, signed: Signed, role: str) -> bytes:
-        """Signs, and makes sure that devices will accept the signature."""
-        metadata: Metadata[Any] = Metadata(signed)
-        metadata.sign(self._keys.signer(role))
-        delegator: Root | Targets = self._files.load(Targets, "targets") if role == ROLLOUT else self._files.root()
-        try:
-            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except RepositoryError as error:
-            raise ReleaseError(f"the {role} key that is here is not the one that devices trust: {error}") from error
-        return metadata.to_bytes()
-
-    def _seal(self) -> None:
-        """Signs a snapshot of the newest targets, and the timestamp that makes it count."""
-        snapshot_version = self._files.newest_version("snapshot") + 1
-        meta = {f"{role}.json": MetaFile(self._files.newest_version(role)) for role in ("targets", ROLLOUT)}
-        snapshot = Snapshot(version=snapshot_version, expires=_expiry(self._now(), "snapshot"), meta=meta)
-        data = self._signed_for(snapshot, "snapshot")
-        write_durably(self._files.metadata / f"{snapshot_version}.snapshot.json", data)
-        known = self._files.metadata / "timestamp.json"
-        version = self._files.read(Timestamp, "timestamp.json").version + 1 if known.is_file() else 1
-        timestamp = Timestamp(
-            version=version,
-            expires=_expiry(self._now(), "timestamp"),
-            snapshot_meta=MetaFile.from_data(snapshot_version, data, ["sha256"]),
-            unrecognized_fields={SIGNED_AT_FIELD: dt.datetime.fromtimestamp(int(self._now()), dt.UTC).isoformat()},
-        )
-        write_durably(known, self._signed_for(timestamp, "timestamp"))
-
-
-def _rollout_role(targets: Targets) -> DelegatedRole:
-    if targets.delegations is None or targets.delegations.roles is None:
-        raise ReleaseError("the channel has no rollout role")
-    return targets.delegations.roles[ROLLOUT]
-
-
-def _expiry(now: float, role: str) -> dt.datetime:
-    return dt.datetime.fromtimestamp(int(now), dt.UTC) + EXPIRES_AFTER[role]
 
 
 def _checked(decode: Callable[[bytes], _FileT], data: bytes) -> _FileT:
@@ -382,10 +277,3 @@ def _checked(decode: Callable[[bytes], _FileT], data: bytes) -> _FileT:
         return decode(data)
     except WireError as error:
         raise ReleaseError(f"a signed file of this channel cannot be read: {error}") from error
-
-
-def _sign(signed: Signed, signers: Sequence[CryptoSigner]) -> bytes:
-    metadata: Metadata[Any] = Metadata(signed)
-    for signer in signers:
-        metadata.sign(signer, append=True)
-    return metadata.to_bytes()

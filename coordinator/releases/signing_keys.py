@@ -117,9 +117,14 @@ class KeyFiles:
         self._elsewhere.pop(name, None)
         return True
 
-    def has(self, name: str) -> bool:
-        """Whether the key is here."""
-        return self._path(name).is_file()
+    def key_ids(self) -> set[str]:
+        """The ids of every key that is here.
+
+        Raises:
+            ReleaseError: One cannot be read.
+        """
+        paths = {*self._directory.glob("*.pem"), *self._elsewhere.values()}
+        return {read_key(path, passphrase=self._passphrase).public_key.keyid for path in paths}
 
     def _path(self, name: str) -> Path:
         return self._elsewhere.get(name, self._directory / f"{name}.pem")

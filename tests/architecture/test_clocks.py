@@ -16,6 +16,8 @@ MAY_READ_IT = {
     "edge_client/doctor.py": "doctor shows it and says whether it can be right",
     "edge_client/identity.py": "a number to begin epochs with, if none is stored",
     "coordinator/server.py": "a token's expiry, on the coordinator's machine",
+    "coordinator/releases/serving.py": "expiry dates of release metadata, on the owner's machine",
+    "flockwise/keys_commands.py": "expiry dates of release metadata, on the owner's machine",
     "simulators/offline_enrolment.py": "a token's expiry, on one machine",
     "flockwise/broker_commands.py": "a certificate's validity, on the operator's machine",
     "flockwise/directory_commands.py": "the authority's clock, written into entries for people to read",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_link.failpoints import FAILPOINTS, armed_failpoints, hit
+from broker_link.failpoints import FAILPOINTS, OPENING_FAILPOINTS, RELEASE_FAILPOINTS, armed_failpoints, hit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,8 +21,9 @@ def test_every_name_is_used_and_every_use_is_a_name():
     used = set(re.findall(r'hit\("([a-z_.]+)"\)', text))
     # These two kinds of message are watched by the name of the message.
     watched = ("coordinator.receipt", "coordinator.assignment", "device.check_in", "device.report", "device.piece")
+    watched += ("coordinator.opening-request",)
     used |= {f"{kind}.{moment}" for kind in watched for moment in ("before", "after")}
-    assert used == set(FAILPOINTS)
+    assert used == {*FAILPOINTS, *OPENING_FAILPOINTS, *RELEASE_FAILPOINTS}
 
 
 def test_an_unarmed_failpoint_does_nothing():
