@@ -18,8 +18,10 @@ decrypts X and compares ``<w_k, X> + sum of the contributors' pads`` with the to
   coding", section 3, with a pad per sender).
 * The tags say nothing of x to the coordinator: each is the sum with a fresh uniform number. The key authority sees
   their total alone, which it could compute itself.
-* **A contributor that conspires with the coordinator knows the weights** and can pass anything. Then the key authority
-  decrypts whatever it is given: stated in `docs/privacy.md`.
+* **A contributor that conspires with the coordinator** makes the weights known. The pads of the others stay secret, and
+  a total passes only if it is the honest sum plus numbers that the conspirators know: they can shift the sum, as the
+  contributor can by its own update, and have nothing else decrypted. By shifts whose outcome depends on the secret key they
+  learn a bit of it per round, and lose a round for every wrong guess; `key_rules` ends that after a few.
 
 Weights follow from the tag secret and the round's context; pads from an exchange of the update's ephemeral key with
 the key authority's sealing key, so that no pad is used twice.

@@ -20,6 +20,7 @@ from coordinator.round_policy import RoundPolicy
 from edge_client.opener.key_desk import KeyDesk
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from secure_sum import bfv
+from secure_sum.ciphertext import decode_ciphertext
 from secure_sum.encrypted_sum import EncryptedSum
 from secure_sum.errors import OpeningRefused
 from simulators.scenario import load_scenario
@@ -89,7 +90,7 @@ class Bench:
             trust_with_key_authority("virtual", [SCENARIO.device_id(i) for i in range(NUM_BANKS)])
         )
         self.authority, self.mean = VirtualKeyAuthority(self.trust), RecordingMean()
-        self.answered, self.refused, self.reasons = [], [], []
+        self.answered, self.refused, self.reasons, self.totals = [], [], [], []
         answer = KeyDesk.__call__
 
         def recording(desk, order):
@@ -98,6 +99,7 @@ class Bench:
             except OpeningRefused as refusal:
                 self.refused.append(refusal.cause.value)
                 raise
+            self.totals.append(order.ask.total)
             self.answered.append((order.round_id, tuple(one.device_id for one in order.contributors)))
             return result
 
@@ -136,6 +138,20 @@ def test_the_coordinator_gets_the_plain_sum_bit_for_bit(monkeypatch):
     assert bench.report().num_commits == 3
     bench.check()
     assert all(len(names) >= 3 for _, names in bench.answered)
+
+
+def test_the_key_authority_is_given_one_ciphertext_a_round_which_is_nobodys_own(monkeypatch):
+    bench, payloads = Bench(monkeypatch), []
+    seal = encrypted_mode.EncryptedMode.add
+    monkeypatch.setattr(
+        encrypted_mode.EncryptedMode, "add", lambda mode, total, payload: (payloads.append(payload), seal(mode, total, payload))[1]
+    )  # fmt: skip
+    bench.report()
+    assert len(bench.totals) == 3
+    assert len(payloads) >= 9
+    parts = {chunk for payload in payloads for chunk in decode_ciphertext(payload, num_values=650).chunks}
+    for total in bench.totals:
+        assert not parts & set(decode_ciphertext(total, num_values=650).chunks)
 
 
 def test_drop_outs_lost_and_doubled_messages_leave_the_sum_exact(monkeypatch):

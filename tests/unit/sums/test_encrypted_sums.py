@@ -33,7 +33,7 @@ from secure_sum.ciphertext import (
 from secure_sum.context import round_context
 from secure_sum.contributor_rules import ContributorRules
 from secure_sum.encrypted_sum import EncryptedSum
-from secure_sum.encrypted_update import EncryptionOrder, seal_encrypted
+from secure_sum.encrypted_update import EncryptionOrder, seal_encrypted, signed_values
 from secure_sum.encryption_forecast import EncryptionLimits, check_forecast, forecast_encryption
 from secure_sum.encryption_keys import decode_encryption_keys, release_encryption_keys
 from secure_sum.errors import (
@@ -231,6 +231,27 @@ def test_a_coordinator_that_puts_its_own_numbers_into_the_sum_is_refused(banks):
         banks.book.clear()
         forged = encode_ciphertext(Ciphertext(num_values=7, tags=tags, chunks=adder.total()))
         assert banks.refusal(banks.order(sealed, total=forged)) is RefusalCause.WRONG_TOTAL
+
+
+def test_contributors_that_conspire_can_shift_the_sum_by_what_they_know_and_read_nothing_else(banks):
+    """They give the coordinator the tag secret: it can compute tags of its own numbers, but not take the others' out."""
+    sealed = banks.all_sealed()
+    honest = decode_ciphertext(banks.total(sealed.values()), num_values=7)
+    known = np.arange(7, dtype=np.int64)
+    shift = inner_tags(known, tag_secret=banks.tag_secret, context=banks.context())
+    adder = CiphertextAdder(num_values=7)
+    adder.add(honest.chunks)
+    adder.add(Encryptor(banks.pair.public).encrypt(known))
+    shifted = Ciphertext(num_values=7, tags=sum_of_tags((honest.tags, shift)), chunks=adder.total())
+    got = banks.ask(banks.order(sealed, total=encode_ciphertext(shifted)))
+    assert np.array_equal(got, _plain(banks, sealed) + known.astype(np.uint32))
+    one = decode_ciphertext(sealed["bank0"].payload, num_values=7)
+    own = inner_tags(signed_values(banks.values["bank4"]), tag_secret=banks.tag_secret, context=banks.context())
+    without_own = tuple((tag - weight) % PLAIN_MODULUS for tag, weight in zip(honest.tags, own, strict=True))
+    for tags in (one.tags, honest.tags, without_own):
+        banks.book.clear()
+        forged = dataclasses.replace(one, tags=tags)
+        assert banks.refusal(banks.order(sealed, total=encode_ciphertext(forged))) is RefusalCause.WRONG_TOTAL
 
 
 def test_one_total_is_decrypted_per_round(banks):
