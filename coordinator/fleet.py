@@ -288,6 +288,9 @@ class FleetCoordinator:
             return [self._refuse(waiting, RefusalReason.INCOMPATIBLE_CLIENT)]
         if message.task_id != self._bundle.task_id:
             return [self._refuse(waiting, RefusalReason.UNKNOWN_TASK)]
+        if not self.intake.may_report(device_id):
+            # On a roster it would keep every other device from sealing.
+            return [self._refuse(waiting, RefusalReason.INCOMPATIBLE_CLIENT)]
         round_ = self._round
         if round_ is not None and round_.state is RoundState.REPORTING:
             member = round_.cohort.get(device_id)

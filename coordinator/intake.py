@@ -49,6 +49,10 @@ class ReportIntake:
         self._rounds: collections.OrderedDict[int, Round] = collections.OrderedDict()
         self.rejections: collections.Counter[RejectionReason] = collections.Counter()
 
+    def may_report(self, device_id: str) -> bool:
+        """Whether a report of this device could count: of a confidential task, whether the key directory has it."""
+        return self.sealed is None or device_id in self.sealed.registered
+
     def add_round(self, round_: Round) -> None:
         """Begins to take reports for a round; the oldest remembered one is forgotten."""
         self._rounds[round_.round_id] = round_

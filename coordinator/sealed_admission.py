@@ -29,6 +29,8 @@ class SealedAdmission:
     """n_min: who demands more could never be summed."""
     registered: Mapping[str, bytes]
     """Device id -> public Ed25519 key, from the key directory that the openers go by."""
+    directory: bytes = b""
+    """That directory."""
 
     def admit(self, data: bytes, *, device_id: str, round_id: int) -> SealedUpdate:
         """Decodes and checks a device's update.

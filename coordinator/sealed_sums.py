@@ -107,6 +107,7 @@ class SealedSum:
             roster=tuple(sorted(roster)),
             total=self._total,
             payload_of=payload_of,
+            directory=admission.directory,
         )
 
     def take_opened(self, opened: Opened) -> None:

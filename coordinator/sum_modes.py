@@ -11,11 +11,12 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from coordinator.errors import InvalidConfig
+from secure_sum.context import round_context
 from secure_sum.errors import SecureSumError
 from secure_sum.keystream import Words
 from secure_sum.openings import OpeningAsk, OpeningOrder, OpeningResult, contributor_of
 from secure_sum.sealed_update import SealedHeader, SealedMode
-from wire_protocol.confidentiality import EncryptedSums, HelperSums
+from wire_protocol.confidentiality import EncryptedSums, HelperSums, MaskedSums
 from wire_protocol.plan import TrainingPlan
 
 __all__ = ["Answered", "Opened", "SealedSet", "SumMode", "sum_mode_of"]
@@ -42,6 +43,16 @@ class SealedSet:
     Raises:
         OpeningFailed: It is not kept.
     """
+
+    directory: bytes = b""
+    """The key directory's bytes, for openers that have not got them."""
+
+    @property
+    def context(self) -> bytes:
+        """The round's 32 bytes."""
+        return round_context(
+            population=self.population, task_id=self.task_id, plan_sha256=self.plan_sha256, round_id=self.round_id
+        )
 
     def order(self, ask: OpeningAsk, *, box_index: int | None, without: frozenset[str] = frozenset()) -> OpeningOrder:
         """What one opener is asked.
@@ -152,9 +163,16 @@ def _encrypted_mode(plan: TrainingPlan) -> SumMode:
     return EncryptedMode(plan)
 
 
+def _mask_mode(plan: TrainingPlan) -> SumMode:
+    from coordinator.mask_mode import MaskMode
+
+    return MaskMode(plan)
+
+
 _MODES: Final[Mapping[type[msgspec.Struct], Callable[[TrainingPlan], SumMode]]] = {
     HelperSums: _helper_mode,
     EncryptedSums: _encrypted_mode,
+    MaskedSums: _mask_mode,
 }
 
 

@@ -203,6 +203,7 @@ def open_sums(
         num_values=plan.num_update_numbers,
         min_contributors=plan.privacy.min_contributors,
         registered={name: keys.identity_key for name, keys in members.items()},
+        directory=directory,
     )
     fleet.intake.sealed = admission
     return SumOpenings(admission=admission, spec=plan.privacy, shelf=fleet.shelf, settings=settings)

@@ -60,6 +60,9 @@
     check_time_limit_s = 120
     check_memory_limit_mb = 0         # limit of the check's address space; 0 is none, otherwise at least 256
 
+    [committee]
+    serve = false                     # true: on mains power, opens sums of masked updates as a member of a committee
+
 ``FLOCKWISE__TRAINING__NUM_THREADS=2`` overrides ``num_threads`` of ``[training]``. Relative paths count from the
 directory of the file. What is not listed here is refused, with the nearest name that exists.
 """
@@ -78,6 +81,7 @@ from wire_protocol.identifiers import checked_identifier
 
 __all__ = [
     "BrokerSection",
+    "CommitteeSection",
     "DataSection",
     "DeviceSection",
     "EdgeConfig",
@@ -230,6 +234,12 @@ class ReleasesSection(_Section, frozen=True, kw_only=True):
             raise ValueError(f"check_memory_limit_mb must be 0 or at least {_MIN_MEMORY_LIMIT_MB}")
 
 
+class CommitteeSection(_Section, frozen=True, kw_only=True):
+    """Whether this device helps to open sums under pairwise masks (`edge_client.opener.committee_desk`)."""
+
+    serve: bool = False
+
+
 class EdgeConfig(_Section, frozen=True, kw_only=True):
     """Everything."""
 
@@ -240,6 +250,7 @@ class EdgeConfig(_Section, frozen=True, kw_only=True):
     eligibility: EligibilitySection = EligibilitySection()
     privacy: PrivacySection = PrivacySection()
     releases: ReleasesSection = ReleasesSection()
+    committee: CommitteeSection = CommitteeSection()
 
 
 def config_as_dict(config: EdgeConfig) -> dict[str, Any]:

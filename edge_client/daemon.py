@@ -21,6 +21,7 @@ from broker_link.failpoints import hit
 from broker_link.link import LinkDown, LinkEvent, LinkUp
 from edge_client.agent import DeviceAgent
 from edge_client.blob_store import FileBlobStore
+from edge_client.confidential_sums import ConfidentialSums
 from edge_client.config import EdgeConfig, PrivacySection
 from edge_client.counts import RoundEnding, RoundOutcome
 from edge_client.crash_guard import CrashGuard
@@ -45,7 +46,7 @@ from edge_client.events import (
     TrainingFailed,
     TrainingFinished,
 )
-from edge_client.identity import IdentityStore
+from edge_client.identity import DeviceIdentity, IdentityStore
 from edge_client.outbox import Outbox
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.let_out import let_out, refused
@@ -122,6 +123,7 @@ class Daemon:
             settings=settings,
         )
         self._desk = _release_desk(config.privacy, self._state_dir.ledger)
+        machine = machine or Machine.this()
         self._job: TrainingJob | None = None
         training = config.training
         self._trainer = TrainerProcess(
@@ -138,7 +140,7 @@ class Daemon:
         self._time_floor = TimeFloor(self._state_dir.time_floor, writer=self._writer)
         self._eligibility = EligibilityWatch(
             config,
-            machine=machine or Machine.this(),
+            machine=machine,
             time_floor=self._time_floor,
             trainer=self._trainer,
             wake=self._wake,
@@ -147,15 +149,23 @@ class Daemon:
             config, state_dir=self._state_dir, device_id=self.agent.channel.device_id, writer=self._writer,
             time_floor=self._time_floor,
         )  # fmt: skip
-        self._take_identity(config)
+        self._sums = ConfidentialSums(
+            config,
+            channel=self.agent.channel,
+            identity=self._take_identity(config),
+            writer=self._writer,
+            machine=machine,
+        )
+        self._desk.sealer = self._sums.sealer
         self._link = make_link(config, self.agent.channel, self._events.put)
 
-    def _take_identity(self, config: EdgeConfig) -> None:
+    def _take_identity(self, config: EdgeConfig) -> DeviceIdentity | None:
         """Signs from here on, if this device has a key. Before the link is made: the last will, too, must be signed."""
         identity = IdentityStore.of_this_process(Path(config.device.state_dir), writer=self._writer).load()
         if identity is not None:
             self.agent.channel.seal = identity.seal
             _LOG.info("identity_loaded epoch=%d", identity.epoch)
+        return identity
 
     def stop(self) -> None:
         """Makes ``serve`` say goodbye and return. Safe in a signal handler and from any thread."""
@@ -183,7 +193,7 @@ class Daemon:
         """Waits for the next event, of whatever kind, and handles it."""
         outside_at = min(
             self._trainer.next_wakeup(), self._guard.next_wakeup(), self._service_manager.next_wakeup(),
-            self._releases.next_wakeup(),
+            self._releases.next_wakeup(), self._sums.next_wakeup(),
         )  # fmt: skip
         due_at = min(ends_at, self.agent.next_wakeup(), outside_at, self._eligibility.next_wakeup(self.agent.state))
         wait_s = min(max(due_at - time.monotonic(), 0.0), _LONGEST_SLEEP_S)
@@ -197,6 +207,8 @@ class Daemon:
         self._handle_change(self._eligibility.look_if_due(time.monotonic(), self.agent.state))
         if event is not None and not self._releases.handle(event, time.monotonic()):
             self._handle(event)
+            self._perform(self._sums.handle(event, time.monotonic()))
+        self._perform(self._sums.tick(time.monotonic()))
         self._perform(self._releases.turn(self._link, self.agent.channel, time.monotonic()))
         ended = self._trainer.poll()
         if ended is not None:

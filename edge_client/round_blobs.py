@@ -10,8 +10,10 @@ import msgspec
 from edge_client.fetch import BlobFetcher, FetchRequest, Taken
 from edge_client.settings import FetchSettings
 from edge_client.training import TrainingJob
+from secure_sum.errors import SecureSumError
+from secure_sum.round_roster import decode_roster
 from wire_protocol.blobs import BlobRef
-from wire_protocol.errors import WireError
+from wire_protocol.errors import MalformedMessage, WireError
 from wire_protocol.messages import Assignment, Piece, PieceList
 from wire_protocol.plan import TrainingPlan, decode_plan
 from wire_protocol.tensors import decode_tensors
@@ -78,6 +80,8 @@ class RoundBlobs:
         self._fetcher: BlobFetcher | None = None
         self._is_planned = False
         self.want((assignment.plan, assignment.model, assignment.checkpoint))
+        if assignment.roster is not msgspec.UNSET:
+            self.want((assignment.roster,))
         self._want_what_the_plan_needs()
 
     def want(self, refs: Iterable[BlobRef]) -> None:
@@ -140,7 +144,7 @@ class RoundBlobs:
         """The job, when ``is_ready``.
 
         Raises:
-            WireError: The plan is none, or the checkpoint is not what the plan says.
+            WireError: The plan is none, the checkpoint is not what the plan says, or the roster is none.
         """
         assignment = self._assignment
         plan = self._plans.read(assignment.plan.sha256, self._blobs[assignment.plan.sha256])
@@ -155,5 +159,15 @@ class RoundBlobs:
             clipping_norm=None if assignment.clipping_norm is msgspec.UNSET else assignment.clipping_norm,
             task_id=assignment.task_id,
             plan_sha256=assignment.plan.sha256,
+            roster=self._roster(),
             sealing_blobs={ref.sha256: self._blobs[ref.sha256] for ref in plan.sealing_blobs},
         )
+
+    def _roster(self) -> tuple[str, ...]:
+        ref = self._assignment.roster
+        if ref is msgspec.UNSET:
+            return ()
+        try:
+            return decode_roster(self._blobs[ref.sha256])
+        except SecureSumError as error:
+            raise MalformedMessage(str(error)) from error

@@ -53,6 +53,8 @@ class TrainingJob:
     """The assignment's; for sealing."""
     plan_sha256: bytes = b""
     """Hash of the plan's bytes; for sealing."""
+    roster: tuple[str, ...] = ()
+    """Who takes part in a round with pairwise masks, ascending; for sealing."""
     sealing_blobs: Mapping[bytes, bytes] = dataclasses.field(default_factory=dict, repr=False)
     """SHA-256 -> bytes of what the plan needs to seal an update; the trainer gets none of it."""
 

@@ -5,19 +5,24 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from broker_link.link import LinkEvent
 from broker_link.memory_broker import MemoryLink
 from edge_client.channel import DeviceChannel
 from edge_client.events import Publish, Tick
+from edge_client.opener.committee_desk import CommitteeDesk
 from edge_client.opener.opener_session import AnswerOrder, OpenerSession
 from edge_client.opener.set_book import SqliteSetBook
 from secure_sum.helper_rules import answer_as_helper
 from simulators.virtual_fleet import VirtualFleet
 from simulators.virtual_key_authority import KEY_AUTHORITY, VirtualKeyAuthority
 from simulators.virtual_trust import VirtualTrust
+from wire_protocol.confidentiality import MaskedSums
+from wire_protocol.plan import TrainingPlan
 from wire_protocol.topics import device_down_filter
 
-__all__ = ["VirtualConfidentiality", "VirtualOpener", "virtual_helpers", "virtual_openers"]
+__all__ = ["VirtualConfidentiality", "VirtualOpener", "virtual_committee", "virtual_helpers", "virtual_openers"]
 
 
 class VirtualOpener:
@@ -73,8 +78,36 @@ class VirtualConfidentiality:
     """Of encrypted sums; without one, helpers open."""
 
 
-def virtual_openers(fleet: VirtualFleet, confidentiality: VirtualConfidentiality) -> dict[str, VirtualOpener]:
-    """Whoever opens this population's sums, not switched on yet."""
+def virtual_committee(
+    fleet: VirtualFleet,
+    confidentiality: VirtualConfidentiality,
+    committee: Sequence[str],
+    *,
+    books: Mapping[str, SqliteSetBook] | None = None,
+) -> dict[str, VirtualOpener]:
+    """The members of a committee, each a device that trains as well; not switched on yet. Arguments as above."""
+    trust = confidentiality.trust
+    members = {}
+    for name in committee:
+        desk = CommitteeDesk(
+            population=trust.population,
+            device_id=name,
+            key=trust.members[name].sealing,
+            book=SqliteSetBook(None) if books is None else books[name],
+            accept_directory=trust.accept_directory,
+            min_contributors=confidentiality.min_contributors,
+        )
+        members[name] = VirtualOpener(fleet, population=trust.population, opener_id=name, answer=desk)
+    return members
+
+
+def virtual_openers(
+    fleet: VirtualFleet, confidentiality: VirtualConfidentiality, plan: TrainingPlan
+) -> dict[str, VirtualOpener]:
+    """Whoever opens the sums of this plan, not switched on yet."""
+    if plan.confidentiality is not msgspec.UNSET and isinstance(plan.confidentiality, MaskedSums):
+        committee = [member.device_id for member in plan.confidentiality.committee]
+        return virtual_committee(fleet, confidentiality, committee)
     authority = confidentiality.key_authority
     if authority is None:
         return virtual_helpers(fleet, confidentiality)

@@ -182,7 +182,7 @@ def _openings(
     """Switches the openers on, and makes the coordinator one that needs them."""
     if confidentiality is None:
         return None
-    for opener in virtual_openers(fleet, confidentiality).values():
+    for opener in virtual_openers(fleet, confidentiality, bundle.plan).values():
         opener.start()
     trust, authority = confidentiality.trust, confidentiality.key_authority
     return open_sums(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +16,7 @@ from secure_sum.errors import OtherAuthority
 from secure_sum.helper_rules import HelperRules
 from secure_sum.key_directory import KeyDirectory, add_member, decode_directory, empty_directory, encode_directory
 from wire_protocol.blobs import split_blob
-from wire_protocol.confidentiality import HelperSums, SumOpener
+from wire_protocol.confidentiality import HelperSums, MaskedSums, SumOpener, committee_threshold
 
 __all__ = ["VirtualMember", "VirtualTrust"]
 
@@ -88,6 +88,18 @@ class VirtualTrust:
         )
         return HelperSums(
             helpers=(first, second, third), num_needed=num_needed, directory=split_blob(self.directory_bytes).ref
+        )
+
+    def masked_sums(self, committee: Sequence[str], *, num_neighbours: int = 64) -> MaskedSums:
+        """A plan's confidentiality: masks, and a committee of these devices."""
+        return MaskedSums(
+            committee=tuple(
+                SumOpener(device_id=name, box_key=self.members[name].sealing_key, operator=f"owner of {name}")
+                for name in committee
+            ),
+            threshold=committee_threshold(len(committee)),
+            num_neighbours=num_neighbours,
+            directory=split_blob(self.directory_bytes).ref,
         )
 
     def contributor_rules(self, *, min_contributors: int) -> ContributorRules:

@@ -22,7 +22,7 @@ from wire_protocol.limits import (
     PIECE_OVERHEAD_BYTES,
 )
 from wire_protocol.message_base import Digest, Identifier, Message, MessagePart, Nonce, RoundId
-from wire_protocol.opening_messages import OpeningAnswer, OpeningRefusal, OpeningRequest, RoundRoster
+from wire_protocol.opening_messages import OpeningAnswer, OpeningRefusal, OpeningRequest
 from wire_protocol.release_report import ReleaseReport
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "Report",
     "RoundClosed",
     "RoundKind",
-    "RoundRoster",
     "TaskAnnouncement",
     "Withdrawal",
     "WithdrawalReason",
@@ -272,6 +271,8 @@ class Assignment(Message, frozen=True, kw_only=True, tag_field="type", tag="assi
     """Seconds, from receipt, until a report is too late."""
     clipping_norm: Annotated[float, msgspec.Meta(gt=0)] | msgspec.UnsetType = msgspec.UNSET
     """The round's clip, of a task whose clip adapts; left out of any other."""
+    roster: BlobRef | msgspec.UnsetType = msgspec.UNSET
+    """Who takes part, of a task with pairwise masks (`secure_sum.round_roster`); left out of any other."""
 
 
 class Refusal(Message, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
@@ -326,7 +327,7 @@ DeviceMessage = (
 CoordinatorMessage = TaskAnnouncement | Assignment | Refusal | PieceList | Piece | Receipt | RoundClosed
 """What a device hears in its session; `Enrolled` comes before there is one, and an `OpeningRequest` is for openers."""
 
-_AnyMessage = DeviceMessage | CoordinatorMessage | Enrolled | OpeningRequest | RoundRoster
+_AnyMessage = DeviceMessage | CoordinatorMessage | Enrolled | OpeningRequest
 _DECODER: Final = msgspec.msgpack.Decoder(_AnyMessage)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _M = TypeVar("_M", bound=Message)

@@ -1,4 +1,4 @@
-"""The messages of a confidential round: who takes part, and the talk with those who open its sum.
+"""The messages of a confidential round: the talk with those who open its sum.
 
 An opener is a member of the population like any device. What it is asked, and what it answers, are blobs: the request's
 is fetched by piece requests, the answer's pieces follow the answer unasked, as those of a report do, and a `Receipt`
@@ -14,7 +14,7 @@ from wire_protocol.blobs import DIGEST_BYTES, BlobRef
 from wire_protocol.limits import MAX_PIECES
 from wire_protocol.message_base import Identifier, Message, Nonce, RoundId
 
-__all__ = ["OpeningAnswer", "OpeningRefusal", "OpeningRequest", "RoundRoster"]
+__all__ = ["OpeningAnswer", "OpeningRefusal", "OpeningRequest"]
 
 
 class OpeningRefusal(enum.Enum):
@@ -36,15 +36,6 @@ class OpeningRefusal(enum.Enum):
     WRONG_TOTAL = "wrong_total"
     NOT_READY = "not_ready"
     """The only one that may pass: the same request can be made again."""
-
-
-class RoundRoster(Message, frozen=True, kw_only=True, tag_field="type", tag="round-roster"):
-    """Coordinator, with the assignment of a round with pairwise masks: who is asked to take part."""
-
-    round_id: RoundId
-    nonce: Nonce
-    """The assignment's."""
-    roster: BlobRef
 
 
 class OpeningRequest(Message, frozen=True, kw_only=True, tag_field="type", tag="opening-request"):

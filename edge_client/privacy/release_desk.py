@@ -74,6 +74,7 @@ class ReleaseDesk:
             self._check_query(job, job.plan.query, ledger)
         if not ledger.knows(release_id(job)):
             self._check_distance(job, spec)
+            self._check_masked_once(job, ledger)
             ledger.refuse_beyond_budget(release_id(job), spec.event(job.plan.num_parameters))
 
     def release(self, job: TrainingJob, result: TrainingResult) -> TrainingResult:
@@ -122,6 +123,17 @@ class ReleaseDesk:
                     f"round {job.round_id} is too near to round {taken}: this task's noise protects a device that takes "
                     f"part in every {spec.num_bands}th round at most"
                 )
+
+    def _check_masked_once(self, job: TrainingJob, ledger: PrivacyLedger) -> None:
+        """Two updates of one round would be under the same pairwise masks, and their difference under none of these."""
+        if confidentiality_of(job.plan) != "masks":
+            return
+        this_round = f"{_ROUND}{_plan_id(job.plan)}/{job.round_id}/"
+        if any(entry.release_id.startswith(this_round) for entry in ledger.entries):
+            raise PrivacyRefused(
+                f"round {job.round_id} of this task has been masked for before: a coordinator that lost its state begins a "
+                "new task"
+            )
 
     def _final_bytes(self, job: TrainingJob, update: IntegerUpdate) -> bytes:
         """What is published: sealed in a confidential task. Made inside the ledger's transaction, once."""

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_client.errors import PrivacyRefused
 from edge_client.privacy.encrypted_sealing import UpdateEncryptor
+from edge_client.privacy.mask_sealing import UpdateMasker
 from edge_client.training import TrainingJob
 from secure_sum.context import round_context
 from secure_sum.directory_entries import MemberRole
@@ -83,7 +84,7 @@ class PlanSealer:
         population: The device's.
         device_id: The device.
         identity_key: Its public Ed25519 key.
-        sealing_key: Its X25519 key, to read what is sealed for it; None if it has none.
+        sealing_key: Its X25519 key, to read what is sealed for it, and to share masks; None if it has none.
         sign: Signs statements with it.
         accept_directory: Believes a key directory, or does not.
         random_bytes: ``os.urandom`` outside tests.
@@ -109,8 +110,10 @@ class PlanSealer:
         self._encryptor = UpdateEncryptor(
             population=population, device_id=device_id, sealing_key=sealing_key, sign=sign, random_bytes=random_bytes
         )
+        self._masker = UpdateMasker(device_id=device_id, sealing_key=sealing_key, sign=sign, random_bytes=random_bytes)
         self._seals: Mapping[type[msgspec.Struct], SealingRound] = {
             HelperSums: self._seal_to_helpers,
+            MaskedSums: self._seal_to_committee,
             EncryptedSums: self._seal_encrypted,
         }
 
@@ -148,6 +151,8 @@ class PlanSealer:
             _check_opener(opener, directory, _ROLES[type(way)])
         if isinstance(way, EncryptedSums):
             self._check_encryption(job, way, directory)
+        if isinstance(way, MaskedSums):
+            self._check_masked_round(job, way, directory)
         if isinstance(way, HelperSums) and way.has_one_operator:
             _LOG.warning("helpers_of_one_operator: the sum alone being seen is a promise of theirs, not a proof")
         return way, directory
@@ -165,6 +170,18 @@ class PlanSealer:
             num_needed=way.num_needed,
         )
         return encode_sealed_update(seal_to_helpers(update, order, sign=self._sign, random_bytes=self._random_bytes))
+
+    def _check_masked_round(self, job: TrainingJob, way: MaskedSums, directory: KeyDirectory) -> None:
+        try:
+            self._masker.check(job, way, directory, context=self.context(job))
+        except SecureSumError as error:
+            raise PrivacyRefused(f"the round could not hide this device: {error}") from error
+
+    def _seal_to_committee(self, job: TrainingJob, update: IntegerUpdate, directory: KeyDirectory, /) -> bytes:
+        way = job.plan.confidentiality
+        if not isinstance(way, MaskedSums):
+            raise PrivacyRefused("not a plan with a committee")
+        return encode_sealed_update(self._masker.seal(job, way, directory, update, context=self.context(job)))
 
     def _check_encryption(self, job: TrainingJob, way: EncryptedSums, directory: KeyDirectory) -> None:
         try:

@@ -26,7 +26,6 @@ from wire_protocol.messages import (
     Report,
     RoundClosed,
     RoundKind,
-    RoundRoster,
     TaskAnnouncement,
     Withdrawal,
     WithdrawalReason,
@@ -112,7 +111,6 @@ def sample_messages() -> tuple[Message, ...]:
         OpeningRequest(round_id=7, nonce=_NONCE, request=ref),
         OpeningAnswer(round_id=7, nonce=_NONCE, answer=ref, piece_digests=_BLOB.piece_digests),
         OpeningAnswer(round_id=7, nonce=_NONCE, answer=None, refusal=OpeningRefusal.BAD_BOX, device_id="device-1"),
-        RoundRoster(round_id=7, nonce=_NONCE, roster=ref),
         ReleaseReport(
             name="digits",
             serial=4,

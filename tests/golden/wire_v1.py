@@ -34,7 +34,6 @@ from wire_protocol.messages import (
     Report,
     RoundClosed,
     RoundKind,
-    RoundRoster,
     TaskAnnouncement,
     Withdrawal,
     WithdrawalReason,
@@ -99,7 +98,6 @@ MESSAGES: tuple[Message, ...] = (
     OpeningRequest(round_id=7, nonce=OTHER, request=UPDATE),
     OpeningAnswer(round_id=7, nonce=OTHER, answer=UPDATE, piece_digests=bytes(128)),
     OpeningAnswer(round_id=7, nonce=OTHER, answer=None, refusal=OpeningRefusal.BAD_BOX, device_id="device-1"),
-    RoundRoster(round_id=7, nonce=OTHER, roster=UPDATE),
     ReleaseReport(
         name="digits",
         serial=4,
