@@ -29,12 +29,29 @@ def explain_bundle(directory: pathlib.Path, *, as_json: bool) -> None:
     for name, value in _rows(certificate).items():
         table.add_row(name, value)
     console.print(table)
-    ops = rich.table.Table(title="builtin ops")
-    for column in ("op", "count", "version"):
-        ops.add_column(column)
+    for details in (_errors(certificate), _ops(certificate)):
+        console.print(details)
+
+
+def _errors(certificate: Certificate) -> rich.table.Table:
+    table = _table("largest difference from Keras", "signature", "what it gives", "absolute", "relative")
+    for error in certificate.signature_errors:
+        table.add_row(error.signature, error.quantity, f"{error.absolute:.1e}", f"{error.relative:.1e}")
+    return table
+
+
+def _ops(certificate: Certificate) -> rich.table.Table:
+    table = _table("builtin ops", "op", "count", "version")
     for name, count in certificate.op_counts.items():
-        ops.add_row(name, str(count), str(certificate.op_versions.get(name, "-")))
-    console.print(ops)
+        table.add_row(name, str(count), str(certificate.op_versions.get(name, "-")))
+    return table
+
+
+def _table(title: str, *columns: str) -> rich.table.Table:
+    table = rich.table.Table(title=title)
+    for column in columns:
+        table.add_column(column)
+    return table
 
 
 def _read(directory: pathlib.Path) -> Certificate:
@@ -70,6 +87,7 @@ def _rows(certificate: Certificate) -> dict[str, str]:
         "training step here, 1 thread": "not measured"
         if cost is None
         else f"{cost.median_ms:.2f} ms (median of {cost.num_steps}, least {cost.min_ms:.2f}), {cost.peak_rss_mb:.0f} MB",
+        "proved in LiteRT": " and ".join(certificate.proved_runtimes) or "(not stated)",
         "op versions are known since": f"TensorFlow Lite {certificate.min_runtime_version or '(not stated)'}",
         "made with": ", ".join(f"{name} {version}" for name, version in certificate.versions.items()),
     }

@@ -10,6 +10,7 @@ __all__ = [
     "Certificate",
     "CheckedCase",
     "LossReads",
+    "SignatureError",
     "StepCost",
     "Tolerances",
     "decode_certificate",
@@ -50,6 +51,19 @@ class CheckedCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Difference of the numbers of right answers; must be 0."""
 
 
+class SignatureError(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far one signature of the file was from Keras at most, over all cases."""
+
+    signature: str
+    quantity: str
+    """What it gives or changes: mean loss, gradient, weights, output."""
+    absolute: float
+    """Largest difference of any number."""
+    relative: float
+    """Largest difference in a tensor, over that tensor's largest value (but over no less than a thousandth of the
+    largest of all tensors); of a gradient as in ``CheckedCase``."""
+
+
 class StepCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``train`` costs on the exporting machine, on one thread, in a process that loads numpy and LiteRT alone."""
 
@@ -78,6 +92,9 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """TFLite builtin op -> how often it occurs, over all signatures. No Flex and no custom op."""
     op_versions: dict[str, int] = {}
     """TFLite builtin op -> the highest version of it that the file uses."""
+    proved_runtimes: tuple[str, ...] = ()
+    """The oldest and newest LiteRT that run such files in Flockwise's own tests, each in an environment of its own, with
+    equal results; this file was run in the one that ``versions`` names."""
     min_runtime_version: str = ""
     """The oldest TensorFlow Lite that has these op versions, as the converter states it; empty: it does not."""
     model_gzip_bytes: int = 0
@@ -90,6 +107,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     is clipped."""
     tolerances: Tolerances
     cases: tuple[CheckedCase, ...]
+    signature_errors: tuple[SignatureError, ...] = ()
+    """The largest absolute and relative errors of each signature."""
     num_steps_compared: int
     """Optimizer steps whose resulting weights were compared."""
     max_loss_error: float

@@ -14,7 +14,7 @@ import numpy as np
 from model_export.bundle import Bundle, refuse_other_files, write_bundle
 from model_export.certificate import Certificate, LossReads, Tolerances, encode_certificate
 from model_export.conversion import convert
-from model_export.file_ops import count_ops, min_runtime_version, op_versions
+from model_export.file_ops import PROVED_RUNTIMES, count_ops, min_runtime_version, op_versions
 from model_export.graph_file import encode_graph
 from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
@@ -161,6 +161,8 @@ def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances)
         loss_reads=_what_the_loss_reads(converted.graph),
         tolerances=tolerances,
         cases=report.cases,
+        signature_errors=report.signature_errors,
+        proved_runtimes=PROVED_RUNTIMES,
         num_steps_compared=sum(case.num_steps for case in report.cases),
         max_loss_error=max(case.loss_error for case in report.cases),
         max_gradient_error=max(case.gradient_error for case in report.cases),

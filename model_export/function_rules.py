@@ -99,9 +99,8 @@ def _concatenation(reading: LayerReading, named: Mapping[str, Any]) -> Concatena
     values, axis = (
         (*reading.arguments, named.get("axis"))[:2] if "values" not in named else (named["values"], named["axis"])
     )
-    if len(tf.nest.flatten(values)) != len(reading.input_shapes):
-        return None
-    return Concatenate(axis=int(axis) % (1 + len(reading.input_shapes[0])))
+    axis = int(axis) % (1 + len(reading.input_shapes[0]))
+    return Concatenate(axis=axis) if axis and len(tf.nest.flatten(values)) == len(reading.input_shapes) else None
 
 
 def _activation(function: Any, options: Sequence[Any]) -> Activation | None:

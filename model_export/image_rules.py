@@ -22,46 +22,45 @@ __all__ = ["IMAGE_RULES"]
 
 def _convolution(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
-    _check_convolution(layer)
+    before, padding = _padding_of(layer)
     if layer.groups != 1:
         refuse(layer, f"groups={layer.groups}", "Use groups=1.")
     convolution = Conv2D(
         kernel=reading.weight_position(layer.kernel),
         strides=pair_of(layer.strides),
         dilation=pair_of(layer.dilation_rate),
-        padding=layer.padding,
+        padding=padding,
     )
-    return [convolution, *bias_of(reading), *activation_of(layer)]
+    return [*before, convolution, *bias_of(reading), *activation_of(layer)]
 
 
 def _depthwise(reading: LayerReading) -> list[Operation]:
-    layer = reading.layer
-    _check_convolution(layer)
-    return [_depthwise_operation(reading), *bias_of(reading), *activation_of(layer)]
+    return [*_depthwise_operations(reading), *bias_of(reading), *activation_of(reading.layer)]
 
 
 def _separable(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
-    _check_convolution(layer)
     pointwise = Conv2D(
         kernel=reading.weight_position(layer.pointwise_kernel), strides=(1, 1), dilation=(1, 1), padding="valid"
     )
-    return [_depthwise_operation(reading), pointwise, *bias_of(reading), *activation_of(layer)]
+    return [*_depthwise_operations(reading), pointwise, *bias_of(reading), *activation_of(layer)]
 
 
-def _depthwise_operation(reading: LayerReading) -> DepthwiseConv2D:
+def _depthwise_operations(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
-    return DepthwiseConv2D(
+    before, padding = _padding_of(layer)
+    convolution = DepthwiseConv2D(
         kernel=reading.weight_position(layer.depthwise_kernel),
         strides=pair_of(layer.strides),
         dilation=pair_of(layer.dilation_rate),
-        padding=layer.padding,
+        padding=padding,
     )
+    return [*before, convolution]
 
 
 def _transposed(reading: LayerReading) -> list[Operation]:
     layer = reading.layer
-    _check_convolution(layer)
+    require_channels_last(layer)
     if layer.output_padding is not None:
         refuse(layer, "output_padding is set", "Leave output_padding out, and pad the result with ZeroPadding.")
     if set(layer.dilation_rate) != {1}:
@@ -72,10 +71,13 @@ def _transposed(reading: LayerReading) -> list[Operation]:
     return [convolution, *bias_of(reading), *activation_of(layer)]
 
 
-def _check_convolution(layer: Any) -> None:
+def _padding_of(layer: Any) -> tuple[list[Operation], str]:
+    """What pads before the convolution, and the convolution's own padding."""
     require_channels_last(layer)
-    if layer.padding not in ("same", "valid"):
-        refuse(layer, f"padding={layer.padding!r}", "Put ZeroPadding1D before it and use padding='valid'.")
+    if layer.padding != "causal":
+        return [], layer.padding
+    # No step sees a later one: all of the padding is at the beginning.
+    return [Pad(rows=(0, 0), cols=(layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0))], "valid"
 
 
 def _max_pool(reading: LayerReading) -> list[Operation]:

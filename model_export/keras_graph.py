@@ -11,7 +11,7 @@ from model_export.function_rules import FUNCTION
 from model_export.keras_calls import LayerCall, follow_calls
 from model_export.keras_loss import check_ending, compiled_loss
 from model_export.keras_weights import frozen_variables, moving_statistics, travelling_weights
-from model_export.layer_operations import DepthwiseConv2D, GlobalMaxPool, UpSample
+from model_export.layer_operations import DepthwiseConv2D, GlobalMaxPool, Pad, UpSample
 from model_export.layer_rules import SUPPORTED_LAYERS, LayerReading, operations_of_layer
 from model_export.loss_spec import LossSpec
 from model_export.operations import (
@@ -157,6 +157,8 @@ class _Reader:
                 return shape
             case DepthwiseConv2D(kernel=kernel):
                 return (*output_shape[:-1], before[-1] * self._weights[kernel].shape[-1])
+            case Pad(cols=(left, right)) if len(before) == 2:  # noqa: PLR2004 - a sequence; of a causal convolution
+                return (before[0] + left + right, before[1])
             case UpSample(size=size) if len(before) == 3:  # noqa: PLR2004 - a RepeatVector's image
                 return (before[0] * size[0], before[1] * size[1], before[2])
         return output_shape
@@ -199,8 +201,8 @@ def _inputs_of(call: LayerCall) -> list[_Result]:
     )
     if given:
         refuse(layer, f"is called with {', '.join(given)}", "Call it on its input alone.")
-    inputs: list[Any] = attention_inputs(call) if is_attention else tf.nest.flatten(call.args)
-    if not all(isinstance(value, _Result) for value in inputs):
+    inputs: list[Any] = attention_inputs(call) if is_attention else tf.nest.flatten(call.args[:1])
+    if (len(call.args) > 1 and not is_attention) or not all(isinstance(value, _Result) for value in inputs):
         refuse(layer, "is called with more than its input, or on a constant", "Call it on its input alone.")
     return inputs
 

@@ -138,8 +138,10 @@ def _merge(kind: MergeKind, reading: LayerReading) -> list[Operation]:
 
 
 def _concatenate(reading: LayerReading) -> list[Operation]:
-    rank = 1 + len(reading.input_shapes[0])
-    return [Concatenate(axis=reading.layer.axis % rank)]
+    axis = reading.layer.axis % (1 + len(reading.input_shapes[0]))
+    if not axis:
+        refuse(reading.layer, "axis=0 joins examples", "Use an axis of the examples: axis=-1, or from 1.")
+    return [Concatenate(axis=axis)]
 
 
 def _layer_norm(reading: LayerReading) -> list[Operation]:

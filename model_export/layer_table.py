@@ -137,6 +137,7 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
     "Conv1D 5 same": _on(_SEQUENCE, lambda: _layers.Conv1D(5, 5, padding="same")),
     "Conv1D 3 stride 2 valid": _on(_SEQUENCE, lambda: _layers.Conv1D(5, 3, strides=2)),
     "Conv1D 3 dilation 2": _on(_SEQUENCE, lambda: _layers.Conv1D(5, 3, dilation_rate=2)),
+    "Conv1D 3 causal, dilation 2": _on(_SEQUENCE, lambda: _layers.Conv1D(5, 3, padding="causal", dilation_rate=2)),
     "Conv1DTranspose 3 stride 2": _on(_SEQUENCE, lambda: _layers.Conv1DTranspose(5, 3, strides=2, padding="same")),
     "Conv2DTranspose 3x3 stride 2 same": _on(
         (4, 5, 3), lambda: _layers.Conv2DTranspose(4, 3, strides=2, padding="same")

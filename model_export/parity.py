@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from model_export.certificate import CheckedCase, Tolerances
+from model_export.certificate import CheckedCase, SignatureError, Tolerances
 from model_export.check_batches import KINDS, CheckBatch
 from model_export.errors import ParityRefused
 from model_export.example_screening import ScreenedBatches
@@ -24,6 +24,8 @@ from model_export.gradient_comparison import gradient_error, has_small_gradient
 from model_export.keras_reference import KerasReference
 from model_export.lite_model import LiteModel
 from model_export.operations import ModelGraph
+from model_export.signature_errors import SignatureErrors
+from wire_protocol import model_contract as contract
 from wire_protocol.plan import TrainingPlan
 
 __all__ = [
@@ -37,6 +39,11 @@ __all__ = [
 GRADIENT_PROBE_LEARNING_RATE: Final = 2.0**14
 _SEVERAL_STEPS: Final = 3
 _BLUR: Final = 0.05
+_LOSSES: Final = (
+    (contract.EVALUATE, "mean loss", 0),
+    (contract.TRAIN, "mean loss", 1),
+    (contract.EVALUATE, "mean absolute error", 2),
+)
 
 _Weights = tuple[npt.NDArray[np.float32], ...]
 
@@ -56,6 +63,7 @@ class ParityReport:
     """What was compared, and how it came out."""
 
     cases: tuple[CheckedCase, ...]
+    signature_errors: tuple[SignatureError, ...] = ()
     num_redrawn_examples: int
     num_kept_jumpy_examples: int
 
@@ -86,6 +94,7 @@ def check_parity(
     cases += [comparison.one_step(f"{kind}, blurred weights", batches.draw(kind, blurred), blurred) for kind in KINDS]
     return ParityReport(
         cases=tuple(cases),
+        signature_errors=comparison.errors.entries(),
         num_redrawn_examples=batches.num_redrawn,
         num_kept_jumpy_examples=batches.num_kept_jumpy,
     )
@@ -118,6 +127,7 @@ class _Comparison:
     files: CheckedFiles
     reference: KerasReference
     plan: TrainingPlan
+    errors: SignatureErrors = dataclasses.field(default_factory=SignatureErrors)
 
     def one_step(self, name: str, batch: CheckBatch, weights: _Weights) -> CheckedCase:
         """Compares everything for one batch; also proves that ``restore`` resets the slots."""
@@ -128,6 +138,7 @@ class _Comparison:
         exact = self.reference.exact_gradients(real) if has_small_gradient(keras_gradients) else None
         lite, probe = self.files.trained, self.files.gradient_probe
         lite.restore(weights)
+        self.errors.note(contract.SAVE, "weights that restore set", lite.save(), weights)
         output = lite.infer(batch.x)[: batch.num_examples]
         eval_loss, num_correct, _ = lite.evaluate(batch)
         absolute_error = lite.absolute_error_sum
@@ -142,12 +153,17 @@ class _Comparison:
         losses = np.array([eval_loss, train_loss, absolute_error]) / weight_sum
         keras_error = self.reference.absolute_error_sum(real)
         keras_losses = np.array([keras_eval_loss, keras_loss, keras_error]) / batch.num_examples
+        error = gradient_error(gradients[: len(keras_gradients)], keras_gradients, exact)
+        self.errors.note(contract.INFER, "output", [output], [keras_output])
+        for signature, quantity, index in _LOSSES[: 3 if keras_error else 2]:
+            self.errors.note(signature, quantity, [losses[index]], [keras_losses[index]])
+        self.errors.note(contract.TRAIN, "gradient", gradients[: len(keras_gradients)], keras_gradients, relative=error)
         return CheckedCase(
             name=name,
             num_examples=batch.num_examples,
             num_steps=1,
             loss_error=float(np.max(np.abs(losses - keras_losses) / np.maximum(1.0, keras_losses))),
-            gradient_error=gradient_error(gradients[: len(keras_gradients)], keras_gradients, exact),
+            gradient_error=error,
             weight_error=self._weight_error([batch], weights, self.reference.begin_training(self.plan, weights)(real)),
             output_error=_largest_difference(output, keras_output) / max(1.0, float(np.abs(keras_output).max())),
             num_correct_difference=abs(num_correct - keras_correct),
@@ -178,7 +194,10 @@ class _Comparison:
         lite.restore(weights)
         for batch in batches:
             lite.train(batch, self.plan.learning_rate, proximal_mu=self.plan.proximal_mu)
-        return float(np.max([_largest_difference(a, b) for a, b in zip(lite.save(), expected, strict=True)]))
+        reached = lite.save()
+        steps = "a step" if len(batches) == 1 else "several steps"
+        self.errors.note(contract.TRAIN, f"weights after {steps}", reached, expected)
+        return float(np.max([_largest_difference(a, b) for a, b in zip(reached, expected, strict=True)]))
 
 
 def _largest_difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:

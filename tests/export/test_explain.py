@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -11,6 +12,7 @@ from flockwise.export_command import export
 from model_export.certificate import Certificate, decode_certificate
 from model_export.exporter import export_model
 from model_export.file_ops import count_ops
+from model_export.signature_errors import SignatureErrors
 from model_export.step_cost import measure_step_cost
 from model_export.zoo import digits_mlp
 
@@ -44,8 +46,35 @@ def test_a_written_bundle_says_what_its_file_is_made_of_and_what_a_step_costs(di
 
 def test_the_table_names_every_op_and_every_error(directory):
     text = explain(directory).output
-    for word in ("BATCH_MATMUL", "gradient", "gzipped", "MB", "version"):
+    for word in ("BATCH_MATMUL", "gradient", "gzipped", "MB", "version", "absolute", "relative", "1.2.0 and 2.3.0"):
         assert word in text
+
+
+def test_every_signature_has_its_absolute_and_relative_error(directory):
+    errors = {
+        (e["signature"], e["quantity"]): e for e in json.loads(explain(directory, "--json").stdout)["signature_errors"]
+    }
+    assert set(errors) == {
+        ("save", "weights that restore set"),
+        ("infer", "output"),
+        ("evaluate", "mean loss"),
+        ("train", "mean loss"),
+        ("train", "gradient"),
+        ("train", "weights after a step"),
+    }
+    restored = errors.pop(("save", "weights that restore set"))
+    assert (restored["absolute"], restored["relative"]) == (0.0, 0.0)
+    assert all(0 <= error["absolute"] <= 1e-5 and 0 <= error["relative"] <= 1e-5 for error in errors.values())
+    assert 0 < errors["train", "gradient"]["absolute"] != errors["train", "gradient"]["relative"]
+
+
+@pytest.mark.parametrize("wrong", [1.5, float("nan")])
+def test_the_largest_errors_are_kept_and_nan_is_not_lost(wrong):
+    errors = SignatureErrors()
+    for off in (0.5, wrong, 0.25):
+        errors.note("infer", "output", [np.array([2.0 + off, 4.0])], [np.array([2.0, 4.0])])
+    (entry,) = errors.entries()
+    np.testing.assert_array_equal([entry.absolute, entry.relative], [wrong, wrong / 4])
 
 
 def test_a_file_that_was_not_certified_is_found_out(directory, tmp_path):

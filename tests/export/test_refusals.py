@@ -80,6 +80,9 @@ FUNCTIONS = {
     "a piece": (lambda x: x[:, 1:], "Use Cropping1D"),
     "softmax of another axis": (lambda x: tf.nn.softmax(x, 0), "nn.softmax"),
     "a sum": (lambda x: tf.reduce_sum(x, 1, keepdims=True), "math.reduce_sum"),
+    "concatenation of examples": (lambda x: tf.concat([x, x], 0), "concat"),
+    "concatenation of examples by a layer": (lambda x: layers.Concatenate(axis=0)([x, x]), "joins examples"),
+    "a second input by position": (lambda x: layers.Softmax()(x, x), "more than its input"),
     "concatenation with a constant": (lambda x: tf.concat([x, [[1.0, 2.0]]], 1), "concat"),
 }
 
