@@ -1,5 +1,7 @@
 """The frontier's fast path is what devices do, one by one."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -15,9 +17,17 @@ from edge_client.privacy.release_desk import ReleaseDesk
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from edge_client.training import ArrayExamples, TrainingJob
 from integer_noise.secure_random import SecureRandom
+from simulators.curve import draw_frontier
 from simulators.gradient_features import NUM_FEATURES, gradient_features
 from simulators.trials import privacy_frontier
-from simulators.trials.privacy_frontier import FrontierCase, FrontierData, model_deltas, private_mean, run_case
+from simulators.trials.privacy_frontier import (
+    FrontierCase,
+    FrontierData,
+    FrontierRow,
+    model_deltas,
+    private_mean,
+    run_case,
+)
 from simulators.virtual_run import linear_task
 from wire_protocol.integer_updates import decode_integer_update
 from wire_protocol.messages import RoundKind
@@ -115,6 +125,27 @@ def test_a_frontier_case_learns_and_keeps_to_its_target():
         num_devices=400, epsilon=8, num_rounds=10, clipping_norm=0.1, server_learning_rate=2.0, mode="local"
     )
     assert run_case(local, data, seed=0).noise_multiplier < row.noise_multiplier
+
+
+def test_the_page_says_what_was_measured_of_each_case_and_seed():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    rows = msgspec.json.decode((docs / "figures" / "frontier.json").read_bytes(), type=list[FrontierRow])
+    page = (docs / "privacy.md").read_text()
+    cases = {row.case for row in rows}
+    assert {(case.num_devices, case.epsilon) for case in cases if case.mode == "distributed"} >= {
+        (6000, 1), (6000, 2), (6000, 8), (1000, 2)
+    }  # fmt: skip
+    for case in cases:
+        found = [row.accuracy for row in rows if row.case == case]
+        assert sorted(row.seed for row in rows if row.case == case) == [0, 1, 2]
+        assert all(row.claimed_epsilon <= case.epsilon for row in rows if row.case == case)
+        assert f"| {case.epsilon:g} | {np.mean(found):.2%} | {min(found):.2%}".replace("%", " %") in page, case
+
+
+def test_a_frontier_is_drawn_with_one_point_or_many(tmp_path):
+    series = {"one": {2.0: [0.96]}, "many": {1.0: [0.3, 0.31], 8.0: [0.98, 0.981, 0.979]}}
+    draw_frontier(tmp_path / "frontier.png", series=series, title="t")
+    assert (tmp_path / "frontier.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_features_of_an_image_do_not_depend_on_its_neighbours_and_have_norm_one():
