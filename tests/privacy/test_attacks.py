@@ -18,6 +18,7 @@ from simulators.privacy_audit import audit_shares, canary_epsilon, lower_rate, u
 from simulators.trials.privacy_frontier import private_mean
 from wire_protocol.integer_updates import decode_sum
 from wire_protocol.privacy_spec import PrivacySpec
+from wire_protocol.query import Query, contribution
 
 FAILURE = 1e-6
 
@@ -65,6 +66,38 @@ def test_all_rows_of_correlated_noise_together_tell_a_part_no_better_than_it_is_
     # Charged like one release with independent noise, a part would be more telling than is claimed.
     assert audit.least_mu > 1 / spec.noise_multiplier
     assert not audit_shares(spec, 1000, noise_of=msgspec.structs.replace(spec, noise_multiplier=1.6)).holds
+
+
+def _told_epsilon(query, noise_of, num_vectors=60):
+    """Least pure epsilon by which somebody tells from a bin of the answer whether one device is in it: Clopper-Pearson.
+
+    The bins' noises are independent, so that each of them is a game.
+    """
+    spec, random = noise_of.privacy_spec(), SecureRandom()
+    own = int(clip_and_round(contribution(query, 0.5), query.privacy_spec(), random).values[0])
+    worlds = np.zeros((2, num_vectors, query.num_cells), np.int64)
+    for world, vector in np.ndindex(2, num_vectors):
+        for _ in range(query.min_contributors):
+            worlds[world, vector] += noise_vector(query.num_cells, spec, random)
+    without, beside = worlds[0].reshape(-1), worlds[1].reshape(-1) + own
+    half = len(without) // 2
+
+    def told(limit, games):
+        hits, false_alarms = int((beside[games] > limit).sum()), int((without[games] > limit).sum())
+        return math.log(lower_rate(hits, half, FAILURE / 2) / upper_rate(false_alarms, half, FAILURE / 2))
+
+    # The best threshold of a half of the games is played with the other half.
+    limits = np.quantile(without[:half], np.linspace(0.5, 0.97, 30))
+    return told(max(limits, key=lambda limit: told(limit, slice(None, half))), slice(half, None))
+
+
+def test_nobody_tells_who_answered_a_question_better_than_is_claimed_and_the_audit_comes_close():
+    edges = tuple(float(edge) for edge in range(1001))
+    query = Query(name="q", period="1", kind="histogram", edges=edges, epsilon=2.0, min_contributors=10)
+    assert 0.75 * query.epsilon < _told_epsilon(query, query) <= query.epsilon
+    # A third too little noise is found, and shares as small as if thirty answered.
+    assert _told_epsilon(query, msgspec.structs.replace(query, epsilon=3.0)) > query.epsilon
+    assert _told_epsilon(query, msgspec.structs.replace(query, min_contributors=30)) > query.epsilon
 
 
 def test_bounds_of_rates_are_those_of_a_table():
