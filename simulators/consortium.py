@@ -32,7 +32,16 @@ from wire_protocol.plan import TrainingPlan
 from wire_protocol.privacy_spec import PrivacySpec
 from wire_protocol.tensors import Tensors
 
-__all__ = ["POPULATION", "Consortium", "JointModel", "linear_plan", "scores", "train_alone", "train_together"]
+__all__ = [
+    "POPULATION",
+    "Consortium",
+    "JointModel",
+    "linear_plan",
+    "mean_of_rounds",
+    "scores",
+    "train_alone",
+    "train_together",
+]
 
 POPULATION: Final = "virtual"
 
@@ -120,7 +129,7 @@ def train_together(
         confidentiality=confidentiality,
     )
     report = run_virtual(run, aggregator=aggregator, on_round=on_round)
-    if not report.finished:
+    if report.num_commits < num_rounds:
         reasons = {summary.abandon_reason for summary in report.rounds if summary.abandon_reason}
         raise FleetFailed(f"{report.num_commits} of {num_rounds} rounds were committed; others failed: {reasons}")
     return JointModel(
@@ -134,15 +143,20 @@ def train_together(
 
 def train_alone(consortium: Consortium, name: str, *, num_rounds: int) -> Tensors:
     """What a member comes to with its own data, in as many passes."""
-    x, y = consortium.members[name]
     weights: Tensors = tuple(np.zeros(spec.shape, np.float32) for spec in consortium.plan.weights)
     for round_id in range(1, num_rounds + 1):
-        job = TrainingJob(
-            kind=RoundKind.TRAIN, plan=consortium.plan, model=b"", checkpoint=weights, round_id=round_id, device_id=name
-        )
-        result = LinearTrainer().train(job, ArrayExamples(x=x, y=y))
-        if result.model_delta is not None:
-            weights = tuple(one + change for one, change in zip(weights, result.model_delta, strict=True))
+        delta = _delta(consortium, name, weights, round_id)
+        weights = tuple(one + change for one, change in zip(weights, delta, strict=True))
+    return weights
+
+
+def mean_of_rounds(consortium: Consortium, *, num_rounds: int) -> Tensors:
+    """The same rounds without clip, noise or masks: what privacy is compared with."""
+    weights: Tensors = tuple(np.zeros(spec.shape, np.float32) for spec in consortium.plan.weights)
+    for round_id in range(1, num_rounds + 1):
+        deltas = [_delta(consortium, name, weights, round_id) for name in consortium.members]
+        means = [np.mean([delta[at] for delta in deltas], axis=0) for at in range(len(weights))]
+        weights = tuple(one + mean.astype(np.float32) for one, mean in zip(weights, means, strict=True))
     return weights
 
 
@@ -152,6 +166,17 @@ def scores(weights: Tensors, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float
     logits = x.astype(np.float64) @ matrix + bias
     difference: npt.NDArray[np.float64] = logits[:, 1] - logits[:, 0]
     return difference
+
+
+def _delta(consortium: Consortium, name: str, weights: Tensors, round_id: int) -> Tensors:
+    x, y = consortium.members[name]
+    job = TrainingJob(
+        kind=RoundKind.TRAIN, plan=consortium.plan, model=b"", checkpoint=weights, round_id=round_id, device_id=name
+    )
+    delta = LinearTrainer().train(job, ArrayExamples(x=x, y=y)).model_delta
+    if delta is None:
+        raise FleetFailed(f"{name} has learnt nothing")
+    return delta
 
 
 def _scenario(consortium: Consortium) -> _NamedScenario:

@@ -1,4 +1,6 @@
-"""Biopsies of 569 patients, spread over five hospitals of different sizes; every fifth patient is kept for testing.
+"""Biopsies of 569 patients, spread over five hospitals; every fifth patient is kept for testing.
+
+The hospitals are invented, and differ: a screening centre sees mostly benign biopsies, an oncology few.
 
 Real data: Breast Cancer Wisconsin (Diagnostic), W. Wolberg, O. Mangasarian, N. Street and W. Street, 1993, UCI Machine
 Learning Repository, doi:10.24432/C5DW2B, licence CC BY 4.0. ``breast_cancer.csv`` has its thirty measurements of cell
@@ -19,13 +21,13 @@ import numpy.typing as npt
 __all__ = ["HOSPITALS", "NUM_INPUTS", "Patients", "load_patients"]
 
 HOSPITALS: Final = {
-    "clinic-north": 0.30,
-    "clinic-south": 0.25,
-    "st-anna": 0.20,
-    "city-hospital": 0.15,
-    "lakeside": 0.10,
+    "screening-centre": (136, 0.92),
+    "clinic-south": (114, 0.75),
+    "st-anna": (91, 0.55),
+    "city-hospital": (68, 0.30),
+    "oncology": (46, 0.10),
 }
-"""Share of the patients that each has."""
+"""Patients of each, and the share of benign biopsies among them."""
 NUM_INPUTS: Final = 30
 
 _FILE: Final = Path(__file__).with_name("breast_cancer.csv")
@@ -66,7 +68,11 @@ def load_patients(*, seed: int = 0) -> tuple[dict[str, Patients], Patients]:
     order = np.random.default_rng(seed).permutation(len(y))
     is_test = np.arange(len(y)) % _TEST_EVERY == 0
     train, test = order[~is_test], order[is_test]
-    ends = (np.cumsum(list(HOSPITALS.values())) * len(train)).astype(int)
-    parts = np.split(train, ends[:-1])
-    hospitals = {name: Patients(x=x[part], y=y[part]) for name, part in zip(HOSPITALS, parts, strict=True)}
+    benign, malignant = list(train[y[train] == 1]), list(train[y[train] == 0])
+    parts = {}
+    for name, (size, share) in HOSPITALS.items():
+        num_benign = min(len(benign), max(round(size * share), size - len(malignant)))
+        parts[name] = np.array(benign[:num_benign] + malignant[: size - num_benign])
+        benign, malignant = benign[num_benign:], malignant[size - num_benign :]
+    hospitals = {name: Patients(x=x[part], y=y[part]) for name, part in parts.items()}
     return hospitals, Patients(x=x[test], y=y[test])

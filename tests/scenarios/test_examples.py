@@ -32,7 +32,25 @@ def test_five_banks_find_more_fraud_together_than_the_best_of_them_alone_and_nob
     assert values["recall_together"] > 0.8
 
 
-@pytest.mark.parametrize("name", ["banks"])
+def test_five_hospitals_come_close_to_the_model_without_privacy_if_epsilon_is_large():
+    """At epsilon 8 one run in twenty is below 80 %: no test of chance is made of that."""
+    values = _run("hospitals", "--epsilon", "100")
+    assert values["reports"] == [5] * 4
+    assert values["accuracy_together_without_privacy"] > 0.93
+    assert values["accuracy_together"] > 0.8
+    alone = [hospital["accuracy_alone"] for hospital in values["hospitals"].values()]
+    assert min(alone) < values["accuracy_together_without_privacy"]
+
+
+def test_the_bundled_patients_are_the_published_ones():
+    data = (ROOT / "examples" / "hospitals" / "breast_cancer.csv").read_bytes()
+    rows = data.decode().splitlines()[1:]
+    assert len(rows) == 569
+    assert sum(row.endswith(",1") for row in rows) == 357
+    assert rows[0].startswith("17.99,10.38,122.8,1001,")
+
+
+@pytest.mark.parametrize("name", ["banks", "hospitals"])
 def test_an_example_says_how_it_is_run(name):
     text = (ROOT / "examples" / name / "run.py").read_text()
     assert f"examples/{name}/run.py" in text.split('"""')[1]
