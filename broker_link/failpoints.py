@@ -36,7 +36,6 @@ FAILPOINTS: Final = (
     "coordinator.receipt.after",
     "coordinator.assignment.before",
     "coordinator.assignment.after",
-    "coordinator.opening.opened",
     "coordinator.aggregate.before",
     "coordinator.aggregate.after",
     "coordinator.file.before_write",
@@ -76,6 +75,7 @@ FAILPOINTS: Final = (
 OPENING_FAILPOINTS: Final = (
     "coordinator.opening-request.before",
     "coordinator.opening-request.after",
+    "coordinator.opening.opened",
 )
 
 RELEASE_FAILPOINTS: Final = (

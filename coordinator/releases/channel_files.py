@@ -1,9 +1,14 @@
-"""The files of the release channel: where each is, and what is in it. Reading alone; `repository` decides what is written."""
+"""The files of the release channel: where each is, what is in it, and who may change it. `repository` writes."""
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Signed, TargetFile
@@ -12,11 +17,12 @@ from coordinator.errors import ReleaseError
 
 __all__ = ["ChannelFiles", "target_file"]
 
+_LOCK_S: Final = 30.0
 _SignedT = TypeVar("_SignedT", bound=Signed)
 
 
 class ChannelFiles:
-    """The directory of one release channel.
+    """The directory of one release channel. An object of it belongs to one thread.
 
     Args:
         directory: Where it is.
@@ -26,6 +32,43 @@ class ChannelFiles:
         self.metadata = directory / "metadata"
         self.targets = directory / "targets"
         self._blobs = directory / "blobs"
+        self._lock_path = directory / "lock"
+        self._lock = -1
+        self._depth = 0
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process, and every other object of this one, from changing the channel. May be nested.
+
+        Raises:
+            ReleaseError: The lock cannot be had: the directory cannot be written, or another process keeps it.
+        """
+        if self._depth == 0:
+            self._lock = self._acquire()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                os.close(self._lock)
+
+    def _acquire(self) -> int:
+        try:
+            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ReleaseError(f"the channel cannot be locked: {error}") from error
+        ends_at = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > ends_at:
+                    os.close(descriptor)
+                    raise ReleaseError(f"another process is changing the channel ({self._lock_path})") from error
+                time.sleep(0.02)
+            else:
+                return descriptor
 
     def make(self) -> None:
         """Makes the empty directories.

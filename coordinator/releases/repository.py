@@ -11,6 +11,7 @@ done again by the next change. `python-tuf` signs; who may sign is said by the r
 import datetime as dt
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -49,7 +50,7 @@ _FileT = TypeVar("_FileT", ReleaseManifest, RolloutOrder)
 
 
 class ReleaseRepository:
-    """The release channel of one fleet. One process changes it at a time.
+    """The release channel of one fleet. Changes of several processes wait for each other.
 
     Args:
         directory: Where it is; `create` makes it.
@@ -165,21 +166,22 @@ class ReleaseRepository:
                     raise ReleaseError(f"the manifest names a blob {ref.sha256.hex()} that is not among those given")
             except BlobError as error:
                 raise ReleaseError(str(error)) from error
-        targets = self._files.load(Targets, "targets")
-        path = manifest_target(manifest.name, manifest.number)
-        if path in targets.targets:
-            raise ReleaseError(
-                f"{manifest.name} {manifest.number} exists; a release never changes: take the next number"
-            )
-        if len(targets.targets) >= _MAX_LIVE_RELEASES:
-            raise ReleaseError(
-                f"{len(targets.targets)} releases are live; withdraw old ones: every device reads the whole list"
-            )
-        for sha256, data in given.items():
-            write_durably(self._files.blob_path(sha256), data)
-        self._put_target(targets, path, encode_release_file(manifest))
-        self._signer.sign_next(targets, "targets")
-        self._signer.seal()
+        with self._files.locked():
+            targets = self._files.load(Targets, "targets")
+            path = manifest_target(manifest.name, manifest.number)
+            if path in targets.targets:
+                raise ReleaseError(
+                    f"{manifest.name} {manifest.number} exists; a release never changes: take the next number"
+                )
+            if len(targets.targets) >= _MAX_LIVE_RELEASES:
+                raise ReleaseError(
+                    f"{len(targets.targets)} releases are live; withdraw old ones: every device reads the whole list"
+                )
+            for sha256, data in given.items():
+                write_durably(self._files.blob_path(sha256), data)
+            self._put_target(targets, path, encode_release_file(manifest))
+            self._signer.sign_next(targets, "targets")
+            self._signer.seal()
 
     def next_number(self, name: str) -> int:
         """The number of a model's next release: above every one that ever was, withdrawn ones included."""
@@ -191,14 +193,15 @@ class ReleaseRepository:
         Raises:
             ReleaseError: There is none, or an order names it.
         """
-        self.manifest(name, number)
-        order = self.orders().get(name)
-        if order is not None and number in {order.baseline, order.candidate}:
-            raise ReleaseError(f"the fleet is ordered to run {name} {number}: order another release first")
-        targets = self._files.load(Targets, "targets")
-        del targets.targets[manifest_target(name, number)]
-        self._signer.sign_next(targets, "targets")
-        self._signer.seal()
+        with self._files.locked():
+            self.manifest(name, number)
+            order = self.orders().get(name)
+            if order is not None and number in {order.baseline, order.candidate}:
+                raise ReleaseError(f"the fleet is ordered to run {name} {number}: order another release first")
+            targets = self._files.load(Targets, "targets")
+            del targets.targets[manifest_target(name, number)]
+            self._signer.sign_next(targets, "targets")
+            self._signer.seal()
 
     def set_order(self, order: RolloutOrder) -> None:
         """Signs an order; needs the ``rollout`` key, ``snapshot`` and ``timestamp``.
@@ -206,15 +209,24 @@ class ReleaseRepository:
         Raises:
             ReleaseError: It names a release that is not signed, or is not newer than the one before.
         """
-        known = self.orders().get(order.name)
-        if known is not None and order.serial <= known.serial:
-            raise ReleaseError(f"order {order.serial} for {order.name} is not newer than {known.serial}")
-        for number in {order.baseline, order.candidate} - {0}:
-            self.manifest(order.name, number)
-        targets = self._files.load(Targets, ROLLOUT)
-        self._put_target(targets, order_target(order.name), encode_release_file(order))
-        self._signer.sign_next(targets, ROLLOUT)
-        self._signer.seal()
+        with self._files.locked():
+            known = self.orders().get(order.name)
+            if known is not None and order.serial <= known.serial:
+                raise ReleaseError(f"order {order.serial} for {order.name} is not newer than {known.serial}")
+            for number in {order.baseline, order.candidate} - {0}:
+                self.manifest(order.name, number)
+            targets = self._files.load(Targets, ROLLOUT)
+            self._put_target(targets, order_target(order.name), encode_release_file(order))
+            self._signer.sign_next(targets, ROLLOUT)
+            self._signer.seal()
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps others from changing the channel while several things are looked at and changed together.
+
+        Raises:
+            ReleaseError: Another process keeps it.
+        """
+        return self._files.locked()
 
     def check_can_order(self) -> None:
         """Looks whether the keys that an order needs are here.
@@ -227,7 +239,8 @@ class ReleaseRepository:
 
     def refresh(self) -> None:
         """Signs ``snapshot`` and ``timestamp`` anew: everything is as it was, and this is the newest."""
-        self._signer.seal()
+        with self._files.locked():
+            self._signer.seal()
 
     def rotate(self, role: str) -> int:
         """Replaces a role's key (for ``root``: all of them); needs two of the present root keys, for rollout ``targets``.
@@ -238,7 +251,8 @@ class ReleaseRepository:
         Raises:
             ReleaseError: A key is missing, or the role is unknown.
         """
-        return self._signer.rotate(role)
+        with self._files.locked():
+            return self._signer.rotate(role)
 
     def check_can_rotate(self, role: str) -> None:
         """Looks whether the keys that `rotate` needs are here.

@@ -71,11 +71,12 @@ class Rollouts:
             ReleaseError: The release is not signed, is the baseline already, does worse in federated evaluation, or
                 another rollout of the model is under way.
         """
-        rollout = self.plan(name, candidate, stages=stages, rules=rules, tags=tags)
-        self._repository.check_can_order()
-        self._book.add(rollout)
-        self._sign(rollout)
-        return rollout
+        with self._repository.locked():
+            rollout = self.plan(name, candidate, stages=stages, rules=rules, tags=tags)
+            self._repository.check_can_order()
+            self._book.add(rollout)
+            self._sign(rollout)
+            return rollout
 
     def plan(
         self,
@@ -139,25 +140,26 @@ class Rollouts:
         Raises:
             ReleaseError: It is not signed (or withdrawn).
         """
-        self._repository.manifest(name, number)
-        self._repository.check_can_order()
-        if self._book.open_rollout(name) is not None:
-            self._change(name, RolloutEvent.ABORTED, f"rolled back to {number}")
-        order, now = self._repository.orders().get(name), self._now()
-        rollout = Rollout(
-            name=name,
-            candidate=number,
-            baseline=0 if order is None else order.baseline,
-            stages=(WHOLE_FLEET_PERMILLE,),
-            rules=GateRules(),
-            salt=secrets.token_hex(8),
-            state=RolloutState.COMPLETE,
-            stage_began_at=now,
-            steps=(RolloutStep(at=now, what="rolled_back", permille=WHOLE_FLEET_PERMILLE),),
-        )
-        self._book.add(rollout)
-        self._sign(rollout)
-        return rollout
+        with self._repository.locked():
+            self._repository.manifest(name, number)
+            self._repository.check_can_order()
+            if self._book.open_rollout(name) is not None:
+                self._change(name, RolloutEvent.ABORTED, f"rolled back to {number}")
+            order, now = self._repository.orders().get(name), self._now()
+            rollout = Rollout(
+                name=name,
+                candidate=number,
+                baseline=0 if order is None else order.baseline,
+                stages=(WHOLE_FLEET_PERMILLE,),
+                rules=GateRules(),
+                salt=secrets.token_hex(8),
+                state=RolloutState.COMPLETE,
+                stage_began_at=now,
+                steps=(RolloutStep(at=now, what="rolled_back", permille=WHOLE_FLEET_PERMILLE),),
+            )
+            self._book.add(rollout)
+            self._sign(rollout)
+            return rollout
 
     def evidence(self, rollout: Rollout) -> Evidence:
         """What the fleet has said about a rollout's candidate."""
@@ -170,40 +172,42 @@ class Rollouts:
         Raises:
             ReleaseError: The order cannot be signed; what is wanted stands in the book, and the next step tries again.
         """
-        every = self._book.rollouts(name)
-        if every:
-            self._sign(every[-1][1])
-        found = self._book.open_rollout(name)
-        if found is None or found[1].state is not RolloutState.RUNNING:
-            return None
-        rollout = found[1]
-        decision = decide(self.evidence(rollout), rollout.rules, stage_age_s=self._now() - rollout.stage_began_at)
-        is_last = rollout.stage == len(rollout.stages) - 1
-        match decision.verdict:
-            case Verdict.ADVANCE:
-                event = RolloutEvent.LAST_STAGE_PASSED if is_last else RolloutEvent.STAGE_PASSED
-                self._change(name, event, decision.reason)
-            case Verdict.PAUSE:
-                self._change(name, RolloutEvent.GATE_PAUSED, decision.reason)
-            case Verdict.ABORT:
-                self._change(name, RolloutEvent.GATE_ABORTED, decision.reason)
-            case Verdict.WAIT:
-                pass
-        return decision
+        with self._repository.locked():
+            every = self._book.rollouts(name)
+            if every:
+                self._sign(every[-1][1])
+            found = self._book.open_rollout(name)
+            if found is None or found[1].state is not RolloutState.RUNNING:
+                return None
+            rollout = found[1]
+            decision = decide(self.evidence(rollout), rollout.rules, stage_age_s=self._now() - rollout.stage_began_at)
+            is_last = rollout.stage == len(rollout.stages) - 1
+            match decision.verdict:
+                case Verdict.ADVANCE:
+                    event = RolloutEvent.LAST_STAGE_PASSED if is_last else RolloutEvent.STAGE_PASSED
+                    self._change(name, event, decision.reason)
+                case Verdict.PAUSE:
+                    self._change(name, RolloutEvent.GATE_PAUSED, decision.reason)
+                case Verdict.ABORT:
+                    self._change(name, RolloutEvent.GATE_ABORTED, decision.reason)
+                case Verdict.WAIT:
+                    pass
+            return decision
 
     def _change(self, name: str, event: RolloutEvent, reason: str) -> Rollout:
-        rollout_id, rollout = self._open(name)
-        state = next_state(rollout.state, event)
-        stage = rollout.stage + 1 if event is RolloutEvent.STAGE_PASSED else rollout.stage
-        is_fresh = event in {RolloutEvent.STAGE_PASSED, RolloutEvent.RESUMED}
-        changed = msgspec.structs.replace(
-            rollout, state=state, stage=stage, stage_began_at=self._now() if is_fresh else rollout.stage_began_at
-        )
-        step = RolloutStep(at=self._now(), what=event.value, permille=changed.permille, reason=reason)
-        changed = msgspec.structs.replace(changed, steps=(*rollout.steps, step))
-        self._book.update(rollout_id, changed)
-        self._sign(changed)
-        return changed
+        with self._repository.locked():
+            rollout_id, rollout = self._open(name)
+            state = next_state(rollout.state, event)
+            stage = rollout.stage + 1 if event is RolloutEvent.STAGE_PASSED else rollout.stage
+            is_fresh = event in {RolloutEvent.STAGE_PASSED, RolloutEvent.RESUMED}
+            changed = msgspec.structs.replace(
+                rollout, state=state, stage=stage, stage_began_at=self._now() if is_fresh else rollout.stage_began_at
+            )
+            step = RolloutStep(at=self._now(), what=event.value, permille=changed.permille, reason=reason)
+            changed = msgspec.structs.replace(changed, steps=(*rollout.steps, step))
+            self._book.update(rollout_id, changed)
+            self._sign(changed)
+            return changed
 
     def _open(self, name: str) -> tuple[int, Rollout]:
         found = self._book.open_rollout(name)

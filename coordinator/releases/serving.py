@@ -46,6 +46,7 @@ def run_station(
     certificate: ClientCertificate | None = None,
     roster_file: Path | None = None,
     stop: threading.Event,
+    step_s: float = 5.0,
     until: Callable[[ReleaseStation], bool] = lambda _: False,
 ) -> ReleaseStation:
     """Serves until ``stop`` is set or ``until`` says so.
@@ -58,6 +59,7 @@ def run_station(
         certificate: Ours, for a broker that asks for one.
         roster_file: The devices that are believed; None believes everybody.
         stop: Set from anywhere.
+        step_s: Between two looks at the gates and at what is on disk.
         until: Asked after every turn.
 
     Returns:
@@ -74,7 +76,13 @@ def run_station(
     if roster_file is not None:
         guard = SignedReports(roster_file, population=population)
     station = ReleaseStation(
-        population=population, repository=repository, rollouts=rollouts, book=book, guard=guard, now=time.time
+        population=population,
+        repository=repository,
+        rollouts=rollouts,
+        book=book,
+        guard=guard,
+        now=time.time,
+        step_s=step_s,
     )
     events: queue.Queue[LinkEvent] = queue.Queue()
     link = PahoLink(

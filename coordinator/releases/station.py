@@ -26,7 +26,6 @@ from wire_protocol.topics import TOPIC_ROOT, parse_device_topic
 __all__ = ["ReleaseStation", "ReportGuard", "report_filter"]
 
 _LOG = logging.getLogger(__name__)
-_STEP_S: Final = 5.0
 _BATCH_S: Final = 0.2
 _RESIGN_S: Final = 24 * 3600.0
 _BURST_BYTES: Final = 1 << 20
@@ -55,6 +54,7 @@ class ReleaseStation:
         book: Keeps what devices say.
         guard: Checks who says it.
         now: Seconds since 1970 UTC.
+        step_s: Between two looks at the gates and at what is on disk.
     """
 
     def __init__(
@@ -66,8 +66,10 @@ class ReleaseStation:
         book: RolloutBook,
         guard: ReportGuard,
         now: Callable[[], float],
+        step_s: float = 5.0,
     ) -> None:
         self._population = population
+        self._step_s = step_s
         self._repository = repository
         self._rollouts = rollouts
         self._book = book
@@ -124,7 +126,7 @@ class ReleaseStation:
         if now >= self._store_at:
             self._store()
         if now >= self._step_at:
-            self._step_at = now + _STEP_S
+            self._step_at = now + self._step_s
             self._step()
         if self._is_up and self._queue is not None:
             self._publish(link)
