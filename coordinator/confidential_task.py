@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Final, Literal
 
 import msgspec
 
@@ -11,9 +12,51 @@ from secure_sum.directory_entries import MemberRole
 from secure_sum.errors import DirectoryError
 from secure_sum.key_directory import KeyDirectory, decode_directory
 from wire_protocol.blobs import split_blob
-from wire_protocol.confidentiality import Confidentiality, MaskedSums, SumOpener, committee_threshold
+from wire_protocol.confidentiality import Confidentiality, HelperSums, MaskedSums, SumOpener, committee_threshold
 
-__all__ = ["made_confidential", "masked_sums"]
+__all__ = [
+    "NamedOpener",
+    "helper_sums",
+    "made_confidential",
+    "masked_sums",
+    "named_opener",
+    "who_must_be_believed",
+]
+
+_NUM_HELPERS: Final = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class NamedOpener:
+    """An opener as an operator names it; its key is the directory's."""
+
+    opener_id: str
+    operator: str
+    """Who runs it."""
+
+
+def named_opener(text: str) -> NamedOpener:
+    """``helper-1=university`` as a value; the operator may be left out."""
+    opener_id, _, operator = text.partition("=")
+    return NamedOpener(opener_id=opener_id.strip(), operator=operator.strip())
+
+
+def helper_sums(directory: bytes, helpers: Sequence[NamedOpener], *, num_needed: Literal[2, 3]) -> HelperSums:
+    """Three helpers as a plan names them.
+
+    Raises:
+        InvalidConfig: Not three, one is no helper of the directory, or the directory cannot be used.
+    """
+    if len(helpers) != _NUM_HELPERS:
+        raise InvalidConfig(f"name {_NUM_HELPERS} helpers, each with --helper ID=OPERATOR; there are {len(helpers)}")
+    try:
+        found = decode_directory(directory)
+        first, second, third = (
+            _opener(found, helper.opener_id, MemberRole.HELPER, operator=helper.operator) for helper in helpers
+        )
+        return HelperSums(helpers=(first, second, third), num_needed=num_needed, directory=split_blob(directory).ref)
+    except (DirectoryError, ValueError) as error:
+        raise InvalidConfig(f"the helpers cannot be named in a plan: {error}") from error
 
 
 def made_confidential(bundle: TaskBundle, way: Confidentiality) -> TaskBundle:
@@ -47,7 +90,7 @@ def masked_sums(
     """
     try:
         log = decode_directory(directory)
-        members = tuple(_opener(log, device_id) for device_id in committee)
+        members = tuple(_opener(log, device_id, MemberRole.DEVICE) for device_id in committee)
         return MaskedSums(
             committee=members,
             threshold=committee_threshold(len(members)) if threshold is None else threshold,
@@ -58,5 +101,22 @@ def masked_sums(
         raise InvalidConfig(f"no committee of these devices: {error}") from error
 
 
-def _opener(directory: KeyDirectory, device_id: str) -> SumOpener:
-    return SumOpener(device_id=device_id, box_key=directory.member(device_id, MemberRole.DEVICE).sealing_key)
+def who_must_be_believed(way: Confidentiality) -> tuple[bool, str]:
+    """Whether the plan's word that only sums are seen rests on one operator alone, and what to tell people.
+
+    Returns:
+        (whether it is a promise and no proof, a sentence).
+    """
+    if not isinstance(way, HelperSums):
+        return False, ""
+    if way.has_one_operator:
+        return True, (
+            f"{way.num_needed} of the helpers are run by one operator, or nobody says by whom: that only sums are seen is "
+            "their promise, not a proof"
+        )
+    names = ", ".join(sorted({helper.operator for helper in way.helpers}))
+    return False, f"only sums are seen as long as no {way.num_needed} of the helpers' operators conspire ({names})"
+
+
+def _opener(directory: KeyDirectory, member_id: str, role: MemberRole, *, operator: str = "") -> SumOpener:
+    return SumOpener(device_id=member_id, box_key=directory.member(member_id, role).sealing_key, operator=operator)

@@ -63,7 +63,7 @@ class HelperMode:
         division = self._division(answers, silent)
         given = {(answer.opener_id, _parts(answer)) for answer in answers}
         return {
-            self.opener_ids[helper]: sealed.order(HelperAsk(parts=parts), box_index=helper)
+            self.opener_ids[helper]: sealed.order(HelperAsk(parts=parts, directory=sealed.directory), box_index=helper)
             for helper, parts in division.items()
             if (self.opener_ids[helper], parts) not in given
         }

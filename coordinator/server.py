@@ -23,10 +23,12 @@ from coordinator.device_guard import DeviceGuard, open_guard, roster_guard
 from coordinator.errors import InvalidConfig
 from coordinator.fleet import FleetCoordinator
 from coordinator.late_aggregator import LateAggregator
+from coordinator.opening import OpeningSettings
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
 from coordinator.round_policy import RoundPolicy
+from coordinator.sum_openings import open_sums
 from coordinator.task_bundle import TaskBundle
 from wire_protocol.identifiers import checked_identifier
 from wire_protocol.privacy_spec import PrivacySpec
@@ -68,6 +70,10 @@ class ServerConfig:
     roster_file: Path | None = None
     """The devices that may take part; None believes everybody."""
     upload_budget_bytes: int = 256 * 1024 * 1024
+    directory: bytes | None = None
+    """The key directory that the plan of a confidential task names."""
+    opening: OpeningSettings = dataclasses.field(default_factory=OpeningSettings)
+    """How patient it is with those who open the sums of a confidential task."""
 
     def __post_init__(self) -> None:
         """Checks the population's name.
@@ -167,7 +173,8 @@ def run_rounds(
 
     Raises:
         InvalidBrokerUrl: The broker's address cannot be understood.
-        InvalidConfig: Evaluation rounds of a private task: their figures would be an unpriced release.
+        InvalidConfig: Evaluation rounds of a private task: their figures would be an unpriced release. Or a confidential
+            task without the key directory that its plan names.
         StateMismatch: The stored state is not one of this aggregator's (the aggregation settings were changed).
         Exception: Whatever making the aggregator raised; what was counted is in the journal.
     """
@@ -181,6 +188,9 @@ def run_rounds(
         upload_budget_bytes=config.upload_budget_bytes,
         rng=random.SystemRandom(),
         token=os.urandom,
+    )
+    openings = open_sums(
+        fleet, population=config.population, bundle=bundle, directory=config.directory, settings=config.opening
     )
     events = _EventQueue()
     link = PahoLink(
@@ -204,6 +214,7 @@ def run_rounds(
         on_round=lambda summary, state: on_round(_with_refusals(summary, guard), state),
         budget=None if bundle.plan.privacy is None else _round_budget(bundle.plan.privacy),
         journal=task.journal,
+        openings=openings,
         flushes_itself=False,
     )
     link.start()

@@ -49,6 +49,8 @@
     min_noise_multiplier = 0.3
     modes = ["distributed", "local"]  # "central" trusts the coordinator with unnoised updates
     max_clipping_norm = "none"        # no update longer than this leaves, whatever clip a task has
+    confidentiality = ["none", "helpers", "masks", "he"]  # without "none": only sums that the coordinator cannot take apart
+    authority = ""                    # fingerprint of the key directory's authority; empty pins the first one that comes
     allow_queries = true              # whether questions to the fleet are answered, within the same budget
     [releases]                        # models that are pushed to this device; none if left out
     models = ["digits"]               # their names

@@ -21,6 +21,7 @@ _VERBS = {
     "edge": ("flockwise.edge_commands", "edge", "Run and inspect the device daemon."),
     "export": ("flockwise.export_command", "export", "Turn a Keras model into a trainable TFLite file."),
     "freeze": ("flockwise.freeze_command", "freeze", "Turn a trained task into inference files for apps."),
+    "helper": ("flockwise.helper_commands", "helper", "Run one of three helpers that open confidential sums."),
     "key-authority": ("flockwise.key_authority_commands", "key_authority", "Keep the keys of encrypted sums."),
     "keys": ("flockwise.keys_commands", "keys", "Make and rotate the keys that sign releases."),
     "models": ("flockwise.models_commands", "models", "List, show and compare released models."),

@@ -22,6 +22,12 @@ from flockwise.privacy_options import privacy_options
 from flockwise.probe_command import probe_acl
 from flockwise.reporting import one_line_errors, print_json
 from flockwise.roster_commands import devices, enrol_token
+from flockwise.serve_confidentiality import (
+    confidential_bundle,
+    confidentiality_options,
+    confidentiality_values,
+    directory_bytes,
+)
 from flockwise.serve_privacy import epsilon_text, epsilon_values, private_bundle, round_recorder
 from wire_protocol.errors import WireError
 
@@ -76,6 +82,7 @@ coordinator.add_command(probe_acl)
 @click.option("--evaluate-every", type=click.IntRange(0), default=0, show_default=True, help="Commits per evaluation.")
 @_aggregation_options
 @privacy_options
+@confidentiality_options
 @click.option("--max-update-norm", type=float, default=float("inf"), help="Reject updates with a larger L2 norm.")
 @click.option(
     "--artefact",
@@ -145,7 +152,7 @@ def _serve(options: dict[str, Any]) -> int:
     from coordinator.state_lock import sole_coordinator
     from coordinator.task_bundle import read_task_bundle
 
-    bundle = private_bundle(read_task_bundle(options["task_dir"]), options)
+    bundle = confidential_bundle(private_bundle(read_task_bundle(options["task_dir"]), options), options)
     spec = _aggregation_spec(options)
     config = _server_config(options, broker_url="mqtt://127.0.0.1")
     check_private_rounds(bundle.plan, config.policy)
@@ -161,6 +168,7 @@ def _serve(options: dict[str, Any]) -> int:
                 "rounds": options["rounds"],
                 "privacy": msgspec.to_builtins(bundle.plan.privacy),
             }
+            | confidentiality_values(bundle)
         )
         return 0
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
@@ -174,6 +182,9 @@ def _serve(options: dict[str, Any]) -> int:
             "compiling the aggregation while devices are answered ...",
             err=True,
         )
+        told = confidentiality_values(bundle)
+        if told:
+            click.echo(f"confidentiality {told['confidentiality']}: {told['who_must_be_believed']}", err=True)
         config = dataclasses.replace(config, broker_url=url)
         note = round_recorder(options["state_dir"], bundle)
         show = _print_round_json if options["as_json"] else _print_round_line
@@ -212,6 +223,7 @@ def _make_aggregator(options: dict[str, Any], bundle: Any, spec: Any, policy: An
 
 def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:
     from coordinator.admission import AdmissionPolicy
+    from coordinator.opening import OpeningSettings
     from coordinator.round_loop import RoundSchedule
     from coordinator.round_policy import RoundPolicy
     from coordinator.server import ServerConfig
@@ -232,6 +244,8 @@ def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:
         ca_file=options["ca_file"],
         certificate=certificate(options),
         roster_file=roster_in_force(options),
+        directory=directory_bytes(options),
+        opening=OpeningSettings(give_up_s=options["opening_timeout_s"]),
     )
 
 
@@ -260,6 +274,7 @@ def _print_round_line(summary: Any, bundle: Any) -> None:
     words += [f"refused_{reason}={num}" for reason, num in summary.refusals.items()]
     click.echo(
         f"round {summary.round_id} {summary.kind.value} {summary.state.value} "
+        f"{f'({summary.abandon_reason}) ' if summary.abandon_reason else ''}"
         f"reports={summary.num_reports}/{summary.num_assigned} in {summary.duration_s:.1f} s {' '.join(words)}"
         f"{epsilon_text(summary, bundle)}"
     )

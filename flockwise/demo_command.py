@@ -19,6 +19,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 _PRIVATE_DEFAULTS: dict[str, Any] = {"devices": 60, "model": "linear", "epochs": 2}
 """Privacy needs many devices and a small model."""
+_CONFIDENTIAL_EPSILON = 8.0
+"""Of a confidential demo that names none: sums are taken of private updates."""
 
 
 @click.command()
@@ -49,6 +51,10 @@ _PRIVATE_DEFAULTS: dict[str, Any] = {"devices": 60, "model": "linear", "epochs":
     help="Gets curve.png and report.json.",
 )  # fmt: skip
 @click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="Device-level privacy of all rounds together.")
+@click.option(
+    "--confidentiality", type=click.Choice(["none", "helpers"]), default="none", show_default=True,
+    help="Who opens the sums, which the coordinator cannot take apart; with --epsilon 8 unless you name another.",
+)  # fmt: skip
 @click.option("--clipping-norm", type=float, default=0.5, show_default=True, help="Of updates, with --epsilon.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The report on standard output, progress on standard error.")
@@ -59,6 +65,8 @@ def demo(**options: Any) -> None:
 
     Example: flockwise demo --dataset mnist --model cnn --devices 5 --rounds 10
     """
+    if options["confidentiality"] != "none" and options["epsilon"] is None:
+        options["epsilon"] = _CONFIDENTIAL_EPSILON
     defaults = _DEFAULTS[options["dataset"]] | (_PRIVATE_DEFAULTS if options["epsilon"] is not None else {})
     for name, value in defaults.items():
         if options[name] is None:
@@ -100,6 +108,7 @@ def _run(options: dict[str, Any]) -> int:
         seed=options["seed"],
         epsilon=options["epsilon"],
         clipping_norm=options["clipping_norm"],
+        confidentiality=options["confidentiality"],
     )
     console = Console(stderr=options["as_json"])
     with console.status("starting") as status:
@@ -128,9 +137,9 @@ def _privacy_line(report: Any) -> str:
     spent = report.rounds[-1].epsilon if report.rounds else None
     if spent is None:
         return "none: the coordinator sees each device's update"
+    who = report.who_must_be_believed or "the coordinator is trusted not to look at single updates"
     return (
-        f"epsilon {spent:.3f} at delta {report.config.target_delta:g}, per device, for whoever sees the models; "
-        "the coordinator is trusted not to look at single updates"
+        f"epsilon {spent:.3f} at delta {report.config.target_delta:g}, per device, for whoever sees the models; {who}"
     )
 
 

@@ -69,6 +69,8 @@ class HelperAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     parts: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=255)], ...], msgspec.Meta(min_length=1, max_length=16)]
     """Rising."""
+    directory: Annotated[bytes, msgspec.Meta(max_length=MAX_DIRECTORY_BYTES)] = b""
+    """The key directory in which the contributors stand; believed as far as the helper's own pin goes."""
 
 
 class MaskAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="masks"):

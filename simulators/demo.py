@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator
 from coordinator.broker_choice import broker_at
+from coordinator.confidential_task import made_confidential, who_must_be_believed
 from coordinator.private_sum import private_aggregator
 from coordinator.private_task import PrivacyWish, least_contributors, made_private
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
@@ -24,9 +27,12 @@ from coordinator.task_bundle import TaskBundle, read_task_bundle
 from edge_client.example_store import write_examples
 from edge_client.litert_trainer import LiteRtTrainer
 from edge_client.training import ArrayExamples, TrainingJob
+from secure_sum.directory_entries import MemberRole
 from simulators.curve import draw_curve
+from simulators.demo_helpers import HELPER_IDS, HelperProcesses, demo_helper_sums
 from simulators.demo_report import DemoConfig, DemoReport, DemoRound
 from simulators.errors import FleetFailed
+from simulators.offline_directory import OfflineDirectory, enter_offline
 from simulators.offline_enrolment import enrol_offline, num_heard
 from simulators.process_fleet import ProcessFleet, device_state_dir, write_device_config
 from simulators.scenario import Scenario, load_scenario
@@ -67,13 +73,19 @@ def run_demo(
     with tempfile.TemporaryDirectory(prefix="flockwise-demo-") as work, contextlib.ExitStack() as stack:
         root = Path(work)
         url = stack.enter_context(broker_at(config.broker))
-        configs = _write_devices(config, scenario, root, url)
-        clock.lap("start")
-        roster_file = _enrol_devices(scenario, root)
+        homes = _homes(config, scenario, root)
+        roster_file = root / "roster.sqlite"
+        enrol_offline(roster_file, {name: home for name, (home, _) in homes.items()}, population=_POPULATION)
+        entered = None if config.confidentiality == "none" else enter_offline(homes, population=_POPULATION)
         clock.lap("enrol")
+        configs = _write_devices(config, scenario, root, url, entered)
+        clock.lap("start")
+        if entered is not None:
+            stack.enter_context(_helpers(config, root, url, entered))
         fleet = stack.enter_context(ProcessFleet(configs, num_processes=config.num_processes, log_dir=root / "logs"))
         on_progress("exporting the Keras model to a trainable TFLite file, and proving it equal to Keras")
         bundle, certificate = _export(config, scenario, root / "bundle")
+        bundle = bundle if entered is None else made_confidential(bundle, demo_helper_sums(entered.data))
         clock.lap("export")
         on_progress("compiling the server side with TensorFlow Federated")
         policy = _round_policy(config)
@@ -82,10 +94,11 @@ def run_demo(
         clock.lap("compile")
         on_progress(f"training on {scenario.num_devices} devices over {url}")
         show = _Show(scenario, bundle, on_round)
-        server = _server_config(config, url, roster_file)
+        server = _server_config(config, url, roster_file, None if entered is None else entered.data)
         loop = _run(server, fleet, show, bundle=bundle, aggregator=aggregator, task=task)
         clock.lap("rounds")
         num_authenticated = num_heard(roster_file, population=_POPULATION)
+    way = bundle.plan.confidentiality
     report = DemoReport(
         config=config,
         rounds=tuple(show.rounds),
@@ -97,6 +110,7 @@ def run_demo(
         model_bytes=len(bundle.model_bytes),
         op_counts=certificate["op_counts"],
         parity={name: value for name, value in certificate.items() if name.startswith("max_")},
+        who_must_be_believed="" if way is msgspec.UNSET else who_must_be_believed(way)[1],
         finished=loop.is_done and not loop.gave_up,
         seconds=clock.total(),
     )
@@ -104,7 +118,9 @@ def run_demo(
     return report
 
 
-def _write_devices(config: DemoConfig, scenario: Scenario, root: Path, url: str) -> list[Path]:
+def _write_devices(
+    config: DemoConfig, scenario: Scenario, root: Path, url: str, entered: OfflineDirectory | None
+) -> list[Path]:
     """Writes every device's data and configuration; returns the configurations."""
     configs = []
     for index in range(scenario.num_devices):
@@ -116,7 +132,7 @@ def _write_devices(config: DemoConfig, scenario: Scenario, root: Path, url: str)
                 population=_POPULATION,
                 broker_url=url,
                 num_threads=1,
-                privacy=_device_rules(config),
+                privacy=_device_rules(config, entered),
             )
         )
         x, y = scenario.examples(index)
@@ -124,23 +140,38 @@ def _write_devices(config: DemoConfig, scenario: Scenario, root: Path, url: str)
     return configs
 
 
-def _enrol_devices(scenario: Scenario, root: Path) -> Path:
-    """Gives every device its key and its place in the roster; returns the roster. Nobody else is heard."""
-    devices = [scenario.device_id(index) for index in range(scenario.num_devices)]
-    roster_file = root / "roster.sqlite"
-    state_dirs = {device_id: device_state_dir(root, device_id) for device_id in devices}
-    enrol_offline(roster_file, state_dirs, population=_POPULATION)
-    return roster_file
+def _homes(config: DemoConfig, scenario: Scenario, root: Path) -> dict[str, tuple[Path, MemberRole]]:
+    """State directories and roles of everybody who is enrolled: nobody else is heard."""
+    roles = {scenario.device_id(index): MemberRole.DEVICE for index in range(scenario.num_devices)}
+    if config.confidentiality == "helpers":
+        roles |= dict.fromkeys(HELPER_IDS, MemberRole.HELPER)
+    return {name: (device_state_dir(root, name), role) for name, role in roles.items()}
 
 
-def _device_rules(config: DemoConfig) -> str:
+def _helpers(config: DemoConfig, root: Path, url: str, entered: OfflineDirectory) -> HelperProcesses:
+    return HelperProcesses(
+        {helper_id: device_state_dir(root, helper_id) for helper_id in HELPER_IDS},
+        broker_url=url,
+        population=_POPULATION,
+        min_contributors=max(2, _least_contributors(config)),
+        authority=entered.authority,
+        log_dir=root / "logs",
+    )
+
+
+def _device_rules(config: DemoConfig, entered: OfflineDirectory | None) -> str:
     """What the owners of the demo's devices insist on, as a section of their configuration."""
     if config.epsilon is None:
         return ""
     return (
         f"[privacy]\nepsilon = {config.epsilon!r}\ndelta = {config.target_delta!r}\nrequired = true\n"
         f"min_contributors = {_least_contributors(config)}\n"
+        + ("" if entered is None else _confidential_rules(config, entered))
     )
+
+
+def _confidential_rules(config: DemoConfig, entered: OfflineDirectory) -> str:
+    return f'confidentiality = ["{config.confidentiality}"]\nauthority = "{entered.authority}"\n'
 
 
 def _export(config: DemoConfig, scenario: Scenario, directory: Path) -> tuple[TaskBundle, dict[str, Any]]:
@@ -233,7 +264,7 @@ def _run(
     return loop
 
 
-def _server_config(config: DemoConfig, url: str, roster_file: Path) -> ServerConfig:
+def _server_config(config: DemoConfig, url: str, roster_file: Path, directory: bytes | None) -> ServerConfig:
     return ServerConfig(
         broker_url=url,
         population=_POPULATION,
@@ -245,6 +276,7 @@ def _server_config(config: DemoConfig, url: str, roster_file: Path) -> ServerCon
         ),
         admission=AdmissionPolicy(),
         roster_file=roster_file,
+        directory=directory,
     )
 
 

@@ -42,6 +42,12 @@ class DemoConfig:
     clipping_norm: float = 0.5
     """Of a private demo."""
     target_delta: float = 1e-5
+    confidentiality: Literal["none", "helpers"] = "none"
+    """Who opens the sums of a private demo; with ``none`` the coordinator sees each update."""
+
+    def __post_init__(self) -> None:
+        if self.confidentiality != "none" and self.epsilon is None:
+            raise ValueError("confidential sums are taken of private updates: set epsilon")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,8 @@ class DemoReport:
     op_counts: Mapping[str, int]
     parity: Mapping[str, float]
     """Largest errors of the exported file against Keras, from its certificate."""
+    who_must_be_believed: str
+    """That only sums are seen: on whom this rests; empty if nobody says so."""
     finished: bool
     seconds: Mapping[str, float]
     """Wall time of each stage, and in total."""

@@ -50,7 +50,8 @@ def test_the_wire_document_states_the_limits_in_force():
                                   ["edge", "once"], ["edge", "doctor"], ["edge", "eligible"], ["edge", "show-config"],
                                   ["edge", "import-data"], ["privacy", "explain"], ["privacy", "report"], ["edge", "budget"],
                                   ["edge", "directory-request"], ["directory", "init"], ["directory", "add"], ["directory", "rotate"],
-                                  ["directory", "remove"], ["directory", "show"], ["directory", "verify"]])  # fmt: skip
+                                  ["directory", "remove"], ["directory", "show"], ["directory", "verify"],
+                                  ["helper", "request"], ["helper", "enrol"], ["helper", "run"], ["helper", "show"]])  # fmt: skip
 def test_every_command_helps_with_an_example_and_its_exit_codes(verb):
     result = CliRunner().invoke(main, [*verb, "--help"])
     assert result.exit_code == 0, result.output
