@@ -82,11 +82,10 @@ class SumOpenings:
         return min(self._exchange.next_wakeup(), self._gives_up_at)
 
     def close(self) -> None:
-        """Forgets the round."""
+        """Forgets the round. Who was silent in it is asked last in the next."""
         self._exchange.reset()
         self._round_id = None
         self._gives_up_at = math.inf
-        self._silent = frozenset()
 
     def advance(self, sealed: SealedSet, *, now: float) -> Opened | list[Publish]:
         """Goes on with a round's opening.

@@ -1,8 +1,12 @@
-"""What TFF's secure sum means is what masks compute: the sum of the clients' values, modulo 2^32."""
+"""What TFF's secure sum means is what masks and helpers compute: the sum of the clients' values, modulo 2^32."""
 
 import numpy as np
 import pytest
 
+from secure_sum.helper_shares import SealingOrder, divide_parts, read_seeds, seal_to_helpers, subtract_helper_masks
+from secure_sum.keystream import mask_of
+from secure_sum.sealed_box import BoxRoute, make_box_key, open_box
+from secure_sum.sealed_update import vector_of
 from simulators.masked_round import MaskedRoundInMemory
 
 pytestmark = pytest.mark.tensorflow
@@ -35,7 +39,30 @@ def _with_masks(values):
     return round_.plain_sum(sealed).tolist()
 
 
-@pytest.mark.parametrize("compute", [_with_tff, _with_masks])
+def _with_helpers(vectors, helpers=(2, 0)):
+    rng = np.random.default_rng(3)
+    keys = [make_box_key(rng.bytes) for _ in range(3)]
+    order = SealingOrder(
+        context=bytes(32), device_id="d", min_contributors=2, num_needed=2,
+        helpers=tuple((f"h{i}", key.public_key().public_bytes_raw()) for i, key in enumerate(keys)),
+    )  # fmt: skip
+    sealed = [seal_to_helpers(vector, order, sign=lambda _: bytes(64), random_bytes=rng.bytes) for vector in vectors]
+    total = np.zeros(NUM_VALUES, np.uint32)
+    for update in sealed:
+        total += vector_of(update.payload, NUM_VALUES)
+    answers = {}
+    for helper, parts in divide_parts(2, helpers).items():
+        masks = np.zeros(NUM_VALUES, np.uint32)
+        for update in sealed:
+            route = BoxRoute(context=bytes(32), sender_id="d", opener_id=f"h{helper}")
+            box = open_box(update.boxes[helper], opener=keys[helper], ephemeral_key=update.ephemeral_key, route=route)
+            for part in parts:
+                masks += mask_of(read_seeds(box)[part], NUM_VALUES)
+        answers[parts] = masks
+    return subtract_helper_masks(total, answers, num_needed=2).tolist()
+
+
+@pytest.mark.parametrize("compute", [_with_tff, _with_masks, _with_helpers])
 def test_a_secure_sum_is_the_sum_modulo_two_to_the_32(compute):
     rng = np.random.default_rng(6)
     values = [rng.integers(0, 2**32, NUM_VALUES, dtype=np.uint32) for _ in range(4)]
