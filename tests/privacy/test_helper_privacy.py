@@ -180,7 +180,8 @@ def test_a_device_refuses_openers_that_the_coordinator_made_up():
 def test_a_device_that_is_not_in_the_directory_with_its_key_takes_no_part():
     stranger = VirtualTrust("p", ["d1"], others={}).members["d1"]
     sealer = PlanSealer(
-        population="p", device_id="d1", identity_key=stranger.identity_key, sign=stranger.identity.sign,
+        population="p", device_id="d1", identity_key=stranger.identity_key, sealing_key=stranger.sealing,
+        sign=stranger.identity.sign,
         accept_directory=TRUST.accept_directory, random_bytes=os.urandom,
     )  # fmt: skip
     with pytest.raises(PrivacyRefused, match="have the authority enter it"):
