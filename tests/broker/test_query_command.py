@@ -55,7 +55,6 @@ class _Greenhouse:
             f'[device]\nid = "pi-{index}"\npopulation = "{POPULATION}"\nstate_dir = "state"\n'
             f'[broker]\nurl = "{broker}"\n[data]\npath = "data"\n'
             "[privacy]\nmin_contributors = 2\nepsilon = 6.0\n"
-            '[training]\ntrainer = "linear"\n'
             '[eligibility]\npower = "mains"\nnetwork = "unmetered"\n'
         )
         self.ledger_path = self.home / "state" / "privacy.sqlite"
@@ -69,6 +68,11 @@ class _Greenhouse:
                 [str(FLOCKWISE), "edge", "run", "--config", "client.toml"], cwd=self.home, stdout=log, stderr=log,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "FLOCKWISE_FAILPOINTS": failpoint},
             )  # fmt: skip
+
+    def use_linear_trainer(self):
+        """For the model of `_train`; answers to questions come from the usual trainer's process as well."""
+        with (self.home / "client.toml").open("a") as settings:
+            settings.write('[training]\ntrainer = "linear"\n')
 
     def entries(self):
         with PrivacyLedger(self.ledger_path, budget=None) as ledger:
@@ -117,6 +121,13 @@ def _query_that_asks_nobody(*words, cwd, broker):
     return result.exit_code, result.output
 
 
+def _wait_until(condition):
+    ends_at = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.05)
+
+
 def _train(directory, broker):
     """One private round of a linear model, by the coordinator that `coordinator serve` runs."""
     bundle = linear_task(1, 2)
@@ -137,6 +148,7 @@ def _train(directory, broker):
 
 def test_a_fleet_trains_and_is_asked_on_one_budget_and_the_answers_are_kept(tmp_path, greenhouses, embedded_url):
     for device in greenhouses:
+        device.use_linear_trainer()
         device.start()
     assert _train(tmp_path / "state", embedded_url).num_commits == 1
 
@@ -194,6 +206,12 @@ def test_a_device_killed_between_charge_and_publication_answers_with_the_bytes_t
         charged = killed.charged_bytes()
         assert len(charged) == 1
         assert killed.home.name not in dict(said)
+        # The command is stopped, too: started again, it goes on with the same round.
+        _wait_until(lambda: {device for device, _ in said} == {device.home.name for device in others})
+        asking.send_signal(signal.SIGTERM)
+        asking.communicate(timeout=30)
+        assert asking.returncode == 4
+        asking = _start_query(*MEAN, cwd=tmp_path, broker=embedded_url)
         killed.write_value(40.0)
         killed.start()
         out, err = asking.communicate(timeout=90)
