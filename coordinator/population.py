@@ -31,7 +31,7 @@ class Waiting:
 class Population:
     """Devices that wait for the next cohort, at most ``policy.max_waiting`` of them, and those known to be online.
 
-    A device may check in again (a new nonce, or the same one repeated): it waits once, under its newest nonce.
+    Those who rest wait beside the others and take nobody's place; they are at most the cohorts of the last rounds. A device may check in again (a new nonce, or the same one repeated): it waits once, under its newest nonce.
     """
 
     def __init__(self, policy: RoundPolicy) -> None:
@@ -40,13 +40,14 @@ class Population:
         self._online: set[str] = set()
         self._known: set[str] = set()
         self._resting: frozenset[str] = frozenset()
+        self._waiting_at_rest: dict[str, Waiting] = {}
         self._healths: dict[str, DeviceHealth] = {}
         self._num_by_mode: collections.Counter[DeviceMode] = collections.Counter()
 
     @property
     def num_waiting(self) -> int:
-        """Devices waiting for an assignment."""
-        return len(self._waiting)
+        """Devices waiting for an assignment, those who rest included."""
+        return len(self._waiting) + len(self._waiting_at_rest)
 
     @property
     def num_online(self) -> int:
@@ -66,6 +67,7 @@ class Population:
         else:
             self._online.discard(device_id)
             self._waiting.pop(device_id, None)
+            self._waiting_at_rest.pop(device_id, None)
 
     def note_health(self, device_id: str, health: DeviceHealth) -> None:
         """Keeps what a device said about itself, in the place of what it said before. It changes no cohort."""
@@ -97,14 +99,23 @@ class Population:
             Whether there was room; if not, the device is to be refused.
         """
         self._remember(device_id)
+        waiting = Waiting(device_id=device_id, check_in=check_in, since=now)
+        if device_id in self._resting:
+            self._waiting_at_rest[device_id] = waiting
+            return True
         if device_id not in self._waiting and len(self._waiting) >= self._policy.max_waiting:
             return False
-        self._waiting[device_id] = Waiting(device_id=device_id, check_in=check_in, since=now)
+        self._waiting[device_id] = waiting
         return True
 
     def rest(self, device_ids: frozenset[str]) -> None:
         """Lets these devices wait, and nobody else: they are not drawn until the next call."""
+        if not device_ids and not self._resting:
+            return
+        everybody = self._waiting | self._waiting_at_rest
         self._resting = device_ids
+        self._waiting = {known: waiting for known, waiting in everybody.items() if known not in device_ids}
+        self._waiting_at_rest = {known: waiting for known, waiting in everybody.items() if known in device_ids}
 
     def draw_cohort(self, size: int, *, rng: random.Random, only: frozenset[str] | None = None) -> list[Waiting]:
         """Removes a uniformly random sample of waiting devices.
@@ -114,7 +125,7 @@ class Population:
             rng: The operating system's randomness in production, a seeded one in simulations.
             only: If given, draw from these devices only.
         """
-        eligible = [waiting for device, waiting in sorted(self._waiting.items()) if self._may_be_asked(device, only)]
+        eligible = [waiting for device, waiting in sorted(self._waiting.items()) if only is None or device in only]
         drawn = rng.sample(eligible, min(size, len(eligible)))
         for waiting in drawn:
             del self._waiting[waiting.device_id]
@@ -122,11 +133,7 @@ class Population:
 
     def num_eligible(self, only: frozenset[str] | None) -> int:
         """Waiting devices that do not rest, of those in ``only`` if given."""
-        able = self._waiting.keys() if only is None else self._waiting.keys() & only
-        return len(able - self._resting) if self._resting else len(able)
-
-    def _may_be_asked(self, device_id: str, only: frozenset[str] | None) -> bool:
-        return (only is None or device_id in only) and device_id not in self._resting
+        return len(self._waiting) if only is None else len(self._waiting.keys() & only)
 
     def _remember(self, device_id: str) -> None:
         if len(self._known) < _MAX_KNOWN:
@@ -134,8 +141,9 @@ class Population:
 
     def drain(self) -> list[Waiting]:
         """Removes and returns everyone that waits (to refuse them)."""
-        waiting = list(self._waiting.values())
+        waiting = [*self._waiting.values(), *self._waiting_at_rest.values()]
         self._waiting.clear()
+        self._waiting_at_rest.clear()
         return waiting
 
     def retry_window_s(self, *, wanted_in_s: float) -> tuple[float, float]:

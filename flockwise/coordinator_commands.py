@@ -28,7 +28,7 @@ from flockwise.serve_confidentiality import (
     confidentiality_values,
     directory_bytes,
 )
-from flockwise.serve_privacy import epsilon_text, epsilon_values, private_bundle, round_recorder
+from flockwise.serve_privacy import epsilon_text, epsilon_values, private_bundle, round_recorder, waiting_room
 from wire_protocol.errors import WireError
 
 __all__ = ["coordinator"]
@@ -154,7 +154,7 @@ def _serve(options: dict[str, Any]) -> int:
 
     bundle = confidential_bundle(private_bundle(read_task_bundle(options["task_dir"]), options), options)
     spec = _aggregation_spec(options)
-    config = _server_config(options, broker_url="mqtt://127.0.0.1")
+    config = _server_config(options, bundle, broker_url="mqtt://127.0.0.1")
     check_private_rounds(bundle.plan, config.policy)
     check_broker_choice(options["broker"])
     broker = broker_with_login(options)
@@ -221,7 +221,7 @@ def _make_aggregator(options: dict[str, Any], bundle: Any, spec: Any, policy: An
     return private_aggregator(inner, bundle.plan, policy)
 
 
-def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:
+def _server_config(options: dict[str, Any], bundle: Any, *, broker_url: str) -> Any:
     from coordinator.admission import AdmissionPolicy
     from coordinator.opening import OpeningSettings
     from coordinator.round_loop import RoundSchedule
@@ -238,6 +238,7 @@ def _server_config(options: dict[str, Any], *, broker_url: str) -> Any:
             over_selection=options["over_selection"],
             selection_timeout_s=options["selection_timeout_s"],
             report_timeout_s=options["report_timeout_s"],
+            **waiting_room(bundle),
         ),
         schedule=RoundSchedule(num_commits=options["rounds"], evaluate_every=options["evaluate_every"]),
         admission=AdmissionPolicy(max_update_norm=options["max_update_norm"]),

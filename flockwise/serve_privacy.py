@@ -11,7 +11,10 @@ from flockwise.privacy_options import take_privacy_file
 if TYPE_CHECKING:
     from coordinator.task_bundle import TaskBundle
 
-__all__ = ["epsilon_text", "epsilon_values", "private_bundle", "round_recorder"]
+__all__ = ["epsilon_text", "epsilon_values", "private_bundle", "round_recorder", "waiting_room"]
+
+_MANY_BANDS = 4
+"""From here on more wait than usual."""
 
 
 def private_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskBundle":
@@ -50,6 +53,14 @@ def private_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskBundle
     )
     options["clipping_norm"] = None  # the devices', from here on; the aggregation clips nothing
     return made_private(bundle, wish)
+
+
+def waiting_room(bundle: "TaskBundle") -> dict[str, float]:
+    """What a round policy says of those who wait: with noise in b bands, b cohorts have to be there by turns."""
+    spec = bundle.plan.privacy
+    if spec is None or spec.num_bands < _MANY_BANDS:
+        return {}
+    return {"max_waiting_per_cohort": spec.num_bands + 1.0}
 
 
 def round_recorder(state_dir: Path, bundle: "TaskBundle") -> Callable[[Any], None]:

@@ -8,6 +8,7 @@ import click
 
 from flockwise.privacy_options import privacy_options, take_privacy_file
 from flockwise.reporting import one_line_errors, print_json
+from flockwise.serve_privacy import waiting_room
 from flockwise.simulate_privacy import check_process_fleet, owners_rules, private_task, run_secretly
 
 __all__ = ["simulate"]
@@ -138,6 +139,7 @@ def _run_virtual(options: dict[str, Any]) -> int:
             min_reports=least,
             over_selection=options["over_selection"],
             report_timeout_s=300.0,
+            **waiting_room(bundle),
         ),
         schedule=RoundSchedule(num_commits=options["rounds"]),
         world=BadWorld(

@@ -303,6 +303,19 @@ def test_devices_that_were_asked_rest_and_are_not_drawn():
     assert population.num_eligible(frozenset("ab")) == 0
     drawn = population.draw_cohort(3, rng=random.Random(0))
     assert [waiting.device_id for waiting in drawn] == ["d"]
+    population.note_presence("a", is_online=False)
+    population.rest(frozenset())
+    assert [waiting.device_id for waiting in population.drain()] == ["b"]
+
+
+def test_those_who_rest_take_nobodys_place_among_those_who_wait():
+    population = Population(RoundPolicy(report_goal=1, min_reports=1, over_selection=1.0))
+    resting = [f"r{index}" for index in range(20)]
+    population.rest(frozenset(resting))
+    assert all(population.enqueue(device_id, b"n" * 16, now=0.0) for device_id in resting)
+    room = [population.enqueue(f"d{index}", b"n" * 16, now=0.0) for index in range(6)]
+    assert room == [True] * 4 + [False] * 2
+    assert (population.num_eligible(None), population.num_waiting) == (4, 24)
 
 
 def test_a_restart_finds_who_has_to_rest(tmp_path):
@@ -324,17 +337,15 @@ def test_a_restart_finds_who_has_to_rest(tmp_path):
     assert spacing.resting(13) == {f"d{round_id}" for round_id in range(2, 13)}
 
 
-def test_a_fleet_learns_with_correlated_noise_and_no_device_is_asked_too_often():
-    scenario = load_scenario("digits", num_devices=40, partition="iid", alpha=1.0, seed=0)
+def test_a_fleet_of_little_more_than_its_cohorts_learns_with_correlated_noise_and_is_never_asked_too_often():
+    scenario = load_scenario("digits", num_devices=80, partition="iid", alpha=1.0, seed=0)
     task = linear_task(64, 10, batch_size=8, num_epochs=1, learning_rate=0.5)
-    wish = PrivacyWish(
-        epsilon=300.0, num_rounds=8, clipping_norm=2.0, min_contributors=8, mode="central", num_bands=BANDS
-    )
+    wish = PrivacyWish(epsilon=300.0, num_rounds=16, clipping_norm=2.0, min_contributors=8, mode="central", num_bands=7)
     run = VirtualRun(
         scenario=scenario,
         plan=made_private(task, wish).plan,
         policy=RoundPolicy(report_goal=10, min_reports=8, over_selection=1.0, selection_timeout_s=600.0),
-        schedule=RoundSchedule(num_commits=8),
+        schedule=RoundSchedule(num_commits=16),
         world=BadWorld(),
         seed=1,
         privacy=PrivacyRules(
@@ -342,7 +353,7 @@ def test_a_fleet_learns_with_correlated_noise_and_no_device_is_asked_too_often()
         ),
     )
     report = run_virtual(run)
-    assert (report.num_commits, report.num_abandoned) == (8, 0)
+    assert (report.num_commits, report.num_abandoned) == (16, 0)
     # Had the coordinator asked a device too early, the device would have withdrawn, and the round had fewer reports.
     assert {summary.num_reports for summary in report.rounds} == {10}
     assert report.test_accuracy > 0.6
