@@ -264,18 +264,18 @@ def test_simulate_prints_both_prices_and_explain_warns():
     assert "amplifies nothing in distributed mode" in refused.output
     noisy = CliRunner().invoke(main, [*words, "--sampling-rate", "0.3", "--loss", "0.1"])
     assert (noisy.exit_code, "no network" in noisy.output) == (2, True)
-    explain = ["privacy", "explain", "--mode", "central", "--clipping-norm", "0.5", "--rounds", "20", "--epsilon", "4"]
+    explain = ["privacy", "explain", "--mode", "central", "--clipping-norm", "0.5", "--rounds", "20", "--epsilon", "1"]
     values = json.loads(CliRunner().invoke(main, [*explain, "--sampling-rate", "0.1", "--json"]).output)
-    assert values["epsilon_of_secret_cohorts"] <= 4 < values["epsilon_by_rdp"]
+    assert values["epsilon_of_secret_cohorts"] <= 1 < values["epsilon_by_rdp"]
     assert "never where devices are served" in values["amplification"]
 
 
 def test_simulate_runs_central_mode_with_bands_and_without_the_claim():
-    words = ["simulate", "--devices", "60", "--rounds", "3", "--epsilon", "50", "--privacy-mode", "central"]
-    done = CliRunner().invoke(
-        main, [*words, "--privacy-bands", "2", "--report-goal", "10", "--over-selection", "1", "--json"]
-    )
+    words = ["simulate", "--devices", "60", "--rounds", "8", "--epsilon", "50", "--privacy-mode", "central"]
+    # Six cohorts, of which five rest: nobody is asked too early, and no round waits in vain.
+    bands = ("--privacy-bands", "6", "--report-goal", "10", "--over-selection", "1", "--json")
+    done = CliRunner().invoke(main, [*words, *bands])
     assert done.exit_code == 0, done.output
     values = json.loads(done.output)
-    assert (values["num_commits"], values["num_abandoned"]) == (3, 0)
+    assert (values["num_commits"], values["num_abandoned"]) == (8, 0)
     assert values["epsilon_let_through"] <= 50
