@@ -13,6 +13,7 @@ from model_export.dropout import dropout_mask
 from model_export.lowering.activations import ACTIVATIONS, PARAMETRIC
 from model_export.lowering.convolution import convolve, convolve_few_channels, convolve_pointwise
 from model_export.lowering.dense import LayerPullback, add_bias, dense
+from model_export.lowering.frozen import run_frozen
 from model_export.lowering.fusion import fuse, suits_winograd
 from model_export.lowering.layers import (
     LAYERS,
@@ -102,9 +103,9 @@ class LoweredModel:
         pullbacks: list[PartsPullback] = []
         for node, is_wanted in zip(self._graph.nodes[: self._graph.logits + 1], self._wanted, strict=False):
             inputs = [values[source] for source in node.inputs] or [[x]]
-            is_image = len(inputs[0][0].shape) == 4  # noqa: PLR2004 - not Conv1D's [batch, steps, channels]
-            if not is_wanted and is_image and isinstance(node.operation, Conv2D | Conv2DMaxPool):
-                values.append([_frozen_convolution(node.operation, inputs[0][0], weights)])
+            frozen = None if is_wanted else run_frozen(node.operation, inputs[0][0], weights)
+            if frozen is not None:
+                values.append([frozen])
                 pullbacks.append(_no_gradients)
                 continue
             run = functools.partial(self._run, node, weights=weights, tickets=tickets, mask=mask)
@@ -205,15 +206,6 @@ class LoweredModel:
                 return x * mask, lambda dy: dy * mask
             case other:
                 raise AssertionError(f"no lowering for {other}")  # the layer table admits nothing else
-
-
-def _frozen_convolution(operation: Conv2D | Conv2DMaxPool, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """A convolution that no gradient passes: with a constant filter, CONV_2D itself is XNNPACK's fastest."""
-    if isinstance(operation, Conv2DMaxPool):
-        convolved = _frozen_convolution(operation.convolution, x, weights)
-        return tf.nn.max_pool2d(convolved, operation.pool.window, operation.pool.strides, "VALID")
-    kernel, padding = weights[operation.kernel], operation.padding.upper()
-    return tf.nn.conv2d(x, kernel, operation.strides, padding, dilations=operation.dilation)
 
 
 def _no_gradients(_: Sequence[Tensor]) -> PartsGradients:

@@ -66,6 +66,13 @@ def test_only_the_head_travels_and_the_file_computes_with_the_backbone(exported)
     np.testing.assert_allclose(file.infer(x), model(x), atol=1e-5)
 
 
+def test_the_backbone_runs_in_the_ops_of_inference_with_its_batch_normalisations_folded_in(exported):
+    counts = exported[1].certificate.op_counts
+    num_signatures = 3  # train, evaluate, infer
+    assert counts["CONV_2D"] == counts["DEPTHWISE_CONV_2D"] == num_signatures
+    assert counts.get("RSQRT", 0) == 0
+
+
 def test_statistics_of_a_fixed_backbone_are_constants_in_training_too(exported):
     model, _ = exported
     graph = read_graph(model)

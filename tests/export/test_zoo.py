@@ -21,6 +21,8 @@ from model_export.plans import plan_for_graph
 from model_export.zoo import ZOO
 from model_export.zoo_presets import DEFAULT_FIELDS, ZOO_ENTRIES, fields_for
 from model_export.zoo_table import ZOO_ROWS
+from simulators.datasets import load_digits
+from simulators.gradient_features import gradient_features as frontier_features
 from simulators.trials.privacy_frontier import model_deltas
 from wire_protocol.messages import RoundKind
 
@@ -159,3 +161,14 @@ def test_the_frozen_layers_compute_the_gradient_features_that_are_defined():
     x[4, 10:20, 5:9] = 1.0
     np.testing.assert_allclose(model(x), features_in_numpy(x[..., 0]), atol=2e-5)
     assert math.prod(model.output_shape[1:]) == NUM_FEATURES
+
+
+def test_the_frontiers_features_are_those_of_the_zoo_but_for_their_order_and_softening():
+    images = np.pad(np.kron(load_digits().x_test[:40].reshape(-1, 8, 8), np.ones((3, 3))), ((0, 0), (2, 2), (2, 2)))
+    inputs = tf.keras.Input((28, 28, 1))
+    of_the_zoo = tf.keras.Model(inputs, gradient_features(inputs))(images[..., None].astype("f")).numpy()
+    by_orientation = frontier_features(images.astype("f")).reshape(-1, 8, 7, 7)
+    by_cell = by_orientation.transpose(0, 2, 3, 1).reshape(len(images), -1)
+    centred = by_cell - by_cell.mean(1, keepdims=True)
+    cosines = (centred * of_the_zoo).sum(1) / np.linalg.norm(centred, axis=1) / np.linalg.norm(of_the_zoo, axis=1)
+    assert cosines.min() > 0.99
