@@ -9,13 +9,22 @@ import msgspec
 from coordinator.errors import InvalidConfig
 from coordinator.task_bundle import TaskBundle
 from secure_sum.directory_entries import MemberRole
-from secure_sum.errors import DirectoryError
+from secure_sum.encryption_keys import decode_encryption_keys
+from secure_sum.errors import DirectoryError, SecureSumError
 from secure_sum.key_directory import KeyDirectory, decode_directory
 from wire_protocol.blobs import split_blob
-from wire_protocol.confidentiality import Confidentiality, HelperSums, MaskedSums, SumOpener, committee_threshold
+from wire_protocol.confidentiality import (
+    Confidentiality,
+    EncryptedSums,
+    HelperSums,
+    MaskedSums,
+    SumOpener,
+    committee_threshold,
+)
 
 __all__ = [
     "NamedOpener",
+    "encrypted_sums",
     "helper_sums",
     "made_confidential",
     "masked_sums",
@@ -57,6 +66,32 @@ def helper_sums(directory: bytes, helpers: Sequence[NamedOpener], *, num_needed:
         return HelperSums(helpers=(first, second, third), num_needed=num_needed, directory=split_blob(directory).ref)
     except (DirectoryError, ValueError) as error:
         raise InvalidConfig(f"the helpers cannot be named in a plan: {error}") from error
+
+
+def encrypted_sums(directory: bytes, authority_id: str, keys: bytes) -> EncryptedSums:
+    """A key authority as a plan names it, with the keys that it released.
+
+    Args:
+        directory: The key directory's bytes.
+        authority_id: Its name in it.
+        keys: What 'key-authority issue' wrote.
+
+    Raises:
+        InvalidConfig: It is no key authority of the directory, the keys are not its own, or a device has none.
+    """
+    try:
+        log, release = decode_directory(directory), decode_encryption_keys(keys)
+        authority = log.member(authority_id, MemberRole.KEY_AUTHORITY)
+        release.check(population=log.population, authority_id=authority_id, identity_key=authority.identity_key)
+        opener = _opener(log, authority_id, MemberRole.KEY_AUTHORITY)
+        way = EncryptedSums(key_authority=opener, keys=split_blob(keys).ref, directory=split_blob(directory).ref)
+    except (SecureSumError, ValueError) as error:
+        raise InvalidConfig(f"the key authority cannot be named in a plan: {error}") from error
+    devices = {member.member_id for member in log.members_with(MemberRole.DEVICE)}
+    lacking = sorted(devices - set(release.device_ids))
+    if lacking:
+        raise InvalidConfig(f"the key authority released no keys for {', '.join(lacking)}: have it issue them anew")
+    return way
 
 
 def made_confidential(bundle: TaskBundle, way: Confidentiality) -> TaskBundle:
@@ -107,6 +142,11 @@ def who_must_be_believed(way: Confidentiality) -> tuple[bool, str]:
     Returns:
         (whether it is a promise and no proof, a sentence).
     """
+    if isinstance(way, EncryptedSums):
+        return False, (
+            f"only sums are seen as long as the key authority ({way.key_authority.device_id}) and the coordinator's operator do "
+            "not conspire"
+        )
     if not isinstance(way, HelperSums):
         return False, ""
     if way.has_one_operator:

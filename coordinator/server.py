@@ -72,6 +72,8 @@ class ServerConfig:
     upload_budget_bytes: int = 256 * 1024 * 1024
     directory: bytes | None = None
     """The key directory that the plan of a confidential task names."""
+    encryption_keys: bytes | None = None
+    """What the key authority of a task with encrypted sums released."""
     opening: OpeningSettings = dataclasses.field(default_factory=OpeningSettings)
     """How patient it is with those who open the sums of a confidential task."""
 
@@ -190,7 +192,12 @@ def run_rounds(
         token=os.urandom,
     )
     openings = open_sums(
-        fleet, population=config.population, bundle=bundle, directory=config.directory, settings=config.opening
+        fleet,
+        population=config.population,
+        bundle=bundle,
+        directory=config.directory,
+        encryption_keys=config.encryption_keys,
+        settings=config.opening,
     )
     events = _EventQueue()
     link = PahoLink(

@@ -28,6 +28,7 @@ from flockwise.serve_confidentiality import (
     confidentiality_values,
     directory_bytes,
 )
+from flockwise.serve_encryption import encryption_key_bytes, forecast_text
 from flockwise.serve_privacy import epsilon_text, epsilon_values, private_bundle, round_recorder, waiting_room
 from wire_protocol.errors import WireError
 
@@ -168,7 +169,7 @@ def _serve(options: dict[str, Any]) -> int:
                 "rounds": options["rounds"],
                 "privacy": msgspec.to_builtins(bundle.plan.privacy),
             }
-            | confidentiality_values(bundle)
+            | confidentiality_values(bundle, options["report_goal"])
         )
         return 0
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
@@ -182,9 +183,11 @@ def _serve(options: dict[str, Any]) -> int:
             "compiling the aggregation while devices are answered ...",
             err=True,
         )
-        told = confidentiality_values(bundle)
+        told = confidentiality_values(bundle, options["report_goal"])
         if told:
             click.echo(f"confidentiality {told['confidentiality']}: {told['who_must_be_believed']}", err=True)
+        if "forecast" in told:
+            click.echo(forecast_text(told["forecast"]), err=True)
         config = dataclasses.replace(config, broker_url=url)
         note = round_recorder(options["state_dir"], bundle)
         show = _print_round_json if options["as_json"] else _print_round_line
@@ -246,6 +249,7 @@ def _server_config(options: dict[str, Any], bundle: Any, *, broker_url: str) -> 
         certificate=certificate(options),
         roster_file=roster_in_force(options),
         directory=directory_bytes(options),
+        encryption_keys=encryption_key_bytes(options),
         opening=OpeningSettings(give_up_s=options["opening_timeout_s"]),
     )
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import msgspec
 
+from flockwise.serve_encryption import encrypted_way, encryption_options, forecast_values
+
 if TYPE_CHECKING:
     from coordinator.task_bundle import TaskBundle
 
@@ -17,7 +19,7 @@ def confidentiality_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options."""
     options = (
         click.option(
-            "--confidentiality", type=click.Choice(["none", "helpers"]), default="none", show_default=True,
+            "--confidentiality", type=click.Choice(["none", "helpers", "he"]), default="none", show_default=True,
             help="Who opens the sums, which this coordinator cannot take apart; needs --epsilon (or a private plan).",
         ),
         click.option(
@@ -38,7 +40,7 @@ def confidentiality_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
-    return command
+    return encryption_options(command)
 
 
 def directory_bytes(options: dict[str, Any]) -> bytes | None:
@@ -62,20 +64,24 @@ def confidential_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskB
     directory = directory_bytes(options)
     if directory is None:
         raise click.UsageError("--confidentiality needs --directory, in which devices and helpers stand")
+    if options["confidentiality"] == "he":
+        return made_confidential(bundle, encrypted_way(bundle, directory, options))
     needed: Literal[2, 3] = 3 if options["helpers_needed"] == "3" else 2
     named = [named_opener(text) for text in options["helpers"]]
     return made_confidential(bundle, helper_sums(directory, named, num_needed=needed))
 
 
-def confidentiality_values(bundle: "TaskBundle") -> dict[str, Any]:
+def confidentiality_values(bundle: "TaskBundle", num_contributors: int) -> dict[str, Any]:
     """What the command says of it: who opens, and whether that is a promise only; nothing if nobody does."""
     from coordinator.confidential_task import who_must_be_believed
+    from wire_protocol.confidentiality import EncryptedSums
 
     way = bundle.plan.confidentiality
     if way is msgspec.UNSET:
         return {}
     is_promise, text = who_must_be_believed(way)
-    return {
+    forecast = {"forecast": forecast_values(bundle, num_contributors)} if isinstance(way, EncryptedSums) else {}
+    return forecast | {
         "confidentiality": type(way).__struct_config__.tag,
         "openers": [opener.device_id for opener in way.openers],
         "is_promise_of_one_operator": is_promise,
