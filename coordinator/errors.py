@@ -12,6 +12,7 @@ CoordinatorError
 ├── DirectoryFilesUnusable an authority's key or log is not there, damaged, or there already (theirs: the operator's)
 ├── StateInUse             another coordinator runs with this state directory (transient: stop it)
 ├── JournalUnwritable      the journal cannot be written: a full disk, a lock (transient; nothing was said of it)
+├── RegistryDamaged        the registry of checkpoints is not what was written (theirs: the disk's, or somebody's)
 ├── ReleaseError           a release cannot be signed, read or published (theirs: the operator's keys and files)
 ├── AggregationError       an aggregator refused: the round is lost, the state it began with is not
 │   ├── AccumulatorClosed       a fold or a finish after the round was finished (ours, a bug)
@@ -48,6 +49,7 @@ __all__ = [
     "OpeningLost",
     "OpeningTimedOut",
     "QuorumMissed",
+    "RegistryDamaged",
     "ReleaseError",
     "RosterUnusable",
     "StateInUse",
@@ -80,6 +82,10 @@ class BrokerFailed(CoordinatorError):
 
 class BrokerFilesUnusable(CoordinatorError):
     """The files of a broker are not there, are damaged, or would be overwritten."""
+
+
+class RegistryDamaged(CoordinatorError):
+    """The registry of committed checkpoints is not what was written there."""
 
 
 class ReleaseError(CoordinatorError):

@@ -147,6 +147,7 @@ def _aggregation_spec(options: dict[str, Any]) -> Any:
 
 def _serve(options: dict[str, Any]) -> int:
     from coordinator.broker_choice import broker_at, check_broker_choice
+    from coordinator.commit_recorder import CommitRecorder
     from coordinator.late_aggregator import LateAggregator
     from coordinator.private_sum import check_private_rounds
     from coordinator.server import open_task_state, run_rounds
@@ -190,10 +191,12 @@ def _serve(options: dict[str, Any]) -> int:
             click.echo(forecast_text(told["forecast"]), err=True)
         config = dataclasses.replace(config, broker_url=url)
         note = round_recorder(options["state_dir"], bundle)
+        registry = CommitRecorder(options["state_dir"], bundle)
+        registry.catch_up(task.state)
         show = _print_round_json if options["as_json"] else _print_round_line
 
         def on_round(summary: Any, state: Any) -> None:
-            del state
+            registry.note(summary, state)
             note(summary)
             show(summary, bundle)
 

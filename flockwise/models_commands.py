@@ -101,3 +101,35 @@ def diff(*, name: str, first: int, second: int, channel: Path, as_json: bool) ->
         return
     for field, (one, other) in found.items():
         click.echo(f"{field:14} {one or '-'}  ->  {other or '-'}")
+
+
+@models.command()
+@click.option("--state-dir", type=click.Path(path_type=Path), required=True, help="The coordinator's.")
+@click.option("--task", "task_id", default="", help="Only this task's.")
+@json_option
+@errors_in_one_line
+def committed(*, state_dir: Path, task_id: str, as_json: bool) -> None:
+    """List every committed checkpoint of a coordinator with its lineage; check the signed log and every file.
+
+    Note the head that is printed somewhere else: whoever holds the coordinator's key could write another log.
+
+    Exit codes: 0 whole, 1 no registry, or one that is not what was written, 2 wrong usage.
+
+    Example: flockwise models committed --state-dir state
+    """
+    from coordinator.commit_recorder import REGISTRY_DIRECTORY
+    from coordinator.model_registry import read_registry
+
+    entries, head = read_registry(state_dir / REGISTRY_DIRECTORY)
+    found = [entry for entry in entries if task_id in {"", entry.task_id}]
+    if as_json:
+        print_json({"entries": [msgspec.to_builtins(entry) for entry in found], "head": head})
+        return
+    for entry in found:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in sorted(entry.metrics.items()))
+        epsilon = "" if entry.epsilon is None else f"  epsilon {entry.epsilon:.4g}"
+        click.echo(
+            f"{entry.task_id} round {entry.round_id:5} {entry.kind:9} {entry.checkpoint_sha256[:16]} from "
+            f"{entry.parent_sha256[:16] or '-':16}{epsilon}  {figures}"
+        )
+    click.echo(f"head {head}")

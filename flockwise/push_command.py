@@ -49,6 +49,10 @@ _NUM_DRAWN = 64
 @click.option("--min-memory-mb", type=click.IntRange(1), help="[default: what the check took here, and 64]")
 @click.option("--min-runtime", help="Lowest LiteRT version that runs it. [default: the one here, which is tried]")
 @click.option("--device-class", "classes", multiple=True, help="Only for this hardware class or tag. May be repeated.")
+@click.option(
+    "--state-dir", type=click.Path(exists=True, path_type=Path),
+    help="The coordinator's: epsilon and federated evaluation of the frozen checkpoint are taken from its registry.",
+)  # fmt: skip
 @click.option("--epsilon", type=click.FloatRange(0), help="What the training had cost each device, if it was private.")
 @click.option("--note", default="", help="For people, in the model card.")
 @json_option
@@ -132,6 +136,8 @@ def _draft(data: bytes, found: Any, options: dict[str, Any], repository: Any, nu
             lineage, task_id=origin.task_id, round_id=origin.num_commits or 0, plan_sha256=origin.plan_sha256,
             checkpoint_sha256=origin.checkpoint_sha256,
         )  # fmt: skip
+        if options["state_dir"] is not None:
+            lineage = _with_registered(lineage, options["state_dir"])
         operators = tuple(sorted(file.op_counts))
     is_int8 = outputs.dtype == np.int8
     return draft_release(
@@ -156,6 +162,28 @@ def _draft(data: bytes, found: Any, options: dict[str, Any], repository: Any, nu
         note=options["note"],
         bases=bases,
     )
+
+
+def _with_registered(lineage: Any, state_dir: Path) -> Any:
+    """What the coordinator's registry knows of the checkpoint: its round, epsilon, and what devices measured."""
+    from coordinator.commit_recorder import REGISTRY_DIRECTORY
+    from coordinator.model_registry import read_registry
+    from wire_protocol.release import EvaluationFigures
+
+    entries, _ = read_registry(state_dir / REGISTRY_DIRECTORY)
+    about = [entry for entry in entries if entry.checkpoint_sha256 == lineage.checkpoint_sha256]
+    for entry in about:
+        if entry.kind == "committed":
+            epsilon = entry.epsilon if lineage.epsilon is None else lineage.epsilon
+            lineage = msgspec.structs.replace(lineage, round_id=entry.round_id, epsilon=epsilon)
+        elif {"accuracy", "loss", "weight_sum"} <= entry.metrics.keys():
+            figures = EvaluationFigures(
+                accuracy=entry.metrics["accuracy"], loss=entry.metrics["loss"], num_examples=entry.metrics["weight_sum"]
+            )
+            lineage = msgspec.structs.replace(lineage, evaluation=figures)
+    if not about:
+        raise ValueError(f"the registry in {state_dir} knows no checkpoint {lineage.checkpoint_sha256}")
+    return lineage
 
 
 def _tensor(values: np.ndarray[Any, Any]) -> Any:

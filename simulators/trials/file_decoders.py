@@ -3,9 +3,7 @@
 What is read from a directory of several files comes as one input, cut at ``SEPARATOR``.
 """
 
-import datetime as dt
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +14,7 @@ from coordinator.checkpoints import CheckpointStore, encode_leaves
 from coordinator.committed_weights import read_weights
 from coordinator.errors import CheckpointDamaged, CoordinatorError, InvalidBundle, InvalidConfig
 from coordinator.privacy_record import RECORD_FILE, PrivacyRecord, read_privacy_record
-from coordinator.private_ca import make_authority, read_authority
 from coordinator.question_files import KeptQuestion, keep_question, question_file, read_question, read_questions
-from coordinator.releases.signing_keys import make_key, read_key
 from coordinator.round_ids import RoundIds
 from coordinator.round_journal import Contribution, RoundJournal
 from coordinator.round_table import Member, RoundState
@@ -33,6 +29,7 @@ from edge_client.import_examples import read_array, read_csv_arrays
 from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
 from simulators.trials.decoders import Decoder
+from simulators.trials.key_decoders import SEPARATOR, key_file_decoders, on_file
 from simulators.trials.sample_messages import sample_metrics
 from wire_protocol.messages import RoundKind
 from wire_protocol.model_contract import BUNDLE_CHECKPOINT, BUNDLE_MODEL, BUNDLE_PLAN
@@ -44,7 +41,6 @@ from wire_protocol.tensors import encode_tensors
 
 __all__ = ["SEPARATOR", "file_decoders"]
 
-SEPARATOR: Final = b"\n--cut--\n"
 _FEW: Final = 0.12
 _VERY_FEW: Final = 0.006
 _ENVIRONMENT: Final = b"""FLOCKWISE__DEVICE__POPULATION=p
@@ -86,7 +82,7 @@ def _example_decoders(scratch: Path) -> list[Decoder]:
         ),
         Decoder(
             name="examples csv",
-            decode=_on_file(csv, read_csv_arrays),
+            decode=on_file(csv, read_csv_arrays),
             documented=data_errors,
             seeds=[b"a,b,label\n1.5,2,0\n3,-4e2,1\n", b'"a","b"\r\n1,0\r\n'],
             covers=(
@@ -97,7 +93,7 @@ def _example_decoders(scratch: Path) -> list[Decoder]:
         ),
         Decoder(
             name="examples npy",
-            decode=_on_file(npy, read_array),
+            decode=on_file(npy, read_array),
             documented=data_errors,
             seeds=[npy.read_bytes()],
             covers=("edge_client.import_examples.read_array",),
@@ -112,7 +108,7 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
     return [
         Decoder(
             name="config file",
-            decode=_on_file(toml, lambda path: load_config(path, {"HOME": "/nowhere"})),
+            decode=on_file(toml, lambda path: load_config(path, {"HOME": "/nowhere"})),
             documented=(ConfigError,),
             seeds=[_CONFIG],
             covers=("edge_client.config_loader.load_config",),
@@ -127,11 +123,10 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
             share=_FEW,
         ),
         _identity_decoder(scratch),
-        _authority_decoder(),
-        _signing_key_decoder(scratch),
+        *key_file_decoders(scratch),
         Decoder(
             name="device id file",
-            decode=_on_file(state / "device_id", lambda path: StateDir(path.parent).device_id("")),
+            decode=on_file(state / "device_id", lambda path: StateDir(path.parent).device_id("")),
             documented=(StorageError,),
             seeds=[b"device-0011223344556677\n"],
             covers=("edge_client.state_dir.StateDir.device_id",),
@@ -183,38 +178,6 @@ class _Over:
     epsilon = 0.5
 
 
-def _authority_decoder() -> Decoder:
-    """The certificate and the key of a fleet's own authority."""
-    made = make_authority("fuzz", now=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)).pem
-    return Decoder(
-        name="authority's files",
-        decode=lambda data: read_authority(*_two_parts(data)),
-        documented=(ValueError,),
-        seeds=[made.certificate + SEPARATOR + made.key],
-        covers=("coordinator.private_ca.read_authority",),
-        share=_FEW,
-    )
-
-
-def _signing_key_decoder(scratch: Path) -> Decoder:
-    """A key file of the release channel."""
-    path = scratch / "signing.pem"
-    make_key(path)
-    return Decoder(
-        name="signing key",
-        decode=_on_file(path, read_key),
-        documented=(CoordinatorError,),
-        seeds=[path.read_bytes()],
-        covers=("coordinator.releases.signing_keys.read_key",),
-        share=_FEW,
-    )
-
-
-def _two_parts(data: bytes) -> tuple[bytes, bytes]:
-    certificate, _, key = data.partition(SEPARATOR)
-    return certificate, key
-
-
 def _coordinator_decoders(scratch: Path) -> list[Decoder]:
     specs = (TensorSpec(shape=(2, 2)),)
     plan = TrainingPlan(batch_size=4, learning_rate=0.1, input_shape=(2,), num_classes=2, weights=specs)
@@ -234,7 +197,7 @@ def _coordinator_decoders(scratch: Path) -> list[Decoder]:
         ),
         Decoder(
             name="round id file",
-            decode=_on_file(scratch / "last_round_id", RoundIds),
+            decode=on_file(scratch / "last_round_id", RoundIds),
             documented=(InvalidBundle,),
             seeds=[b"17\n"],
             covers=("coordinator.round_ids.RoundIds",),
@@ -242,7 +205,7 @@ def _coordinator_decoders(scratch: Path) -> list[Decoder]:
         ),
         Decoder(
             name="record of a private task",
-            decode=_on_file(scratch / RECORD_FILE, lambda path: read_privacy_record(path.parent)),
+            decode=on_file(scratch / RECORD_FILE, lambda path: read_privacy_record(path.parent)),
             documented=(InvalidBundle,),
             seeds=[_record(scratch)],
             covers=("coordinator.privacy_record.read_privacy_record",),
@@ -250,7 +213,7 @@ def _coordinator_decoders(scratch: Path) -> list[Decoder]:
         ),
         Decoder(
             name="state files",
-            decode=_on_file(
+            decode=on_file(
                 states / "state_0000000001.fwstate", lambda path: CheckpointStore(path.parent).load_latest()
             ),
             documented=(CheckpointDamaged,),
@@ -279,7 +242,7 @@ def _weights_decoder(scratch: Path, bundle: TaskBundle, state: bytes) -> Decoder
     states.mkdir(parents=True)
     return Decoder(
         name="committed weights",
-        decode=_on_file(states / "state_0000000001.fwstate", lambda _: read_weights(scratch / "committed", bundle)),
+        decode=on_file(states / "state_0000000001.fwstate", lambda _: read_weights(scratch / "committed", bundle)),
         documented=(CheckpointDamaged,),
         seeds=[state],
         covers=("coordinator.committed_weights.read_weights",),
@@ -295,7 +258,7 @@ def _question_decoder(scratch: Path) -> Decoder:
     path = question_file(scratch, query)
     return Decoder(
         name="question file",
-        decode=_on_file(path, lambda path: (read_question(path), read_questions(scratch))),
+        decode=on_file(path, lambda path: (read_question(path), read_questions(scratch))),
         documented=(InvalidConfig,),
         seeds=[path.read_bytes()],
         covers=("coordinator.question_files.read_question", "coordinator.question_files.read_questions"),
@@ -309,7 +272,7 @@ def _journal_decoder(scratch: Path) -> Decoder:
     _write_journal(path)
     return Decoder(
         name="journal file",
-        decode=_on_file(path, _read_journal),
+        decode=on_file(path, _read_journal),
         documented=(CoordinatorError,),
         seeds=[path.read_bytes()],
         covers=(),
@@ -362,14 +325,6 @@ def _read_journal(path: Path) -> None:
         journal.close()
         for stale in path.parent.glob(f"{path.name}-*"):
             stale.unlink()
-
-
-def _on_file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    def decode(data: bytes) -> object:
-        path.write_bytes(data)
-        return read(path)
-
-    return decode
 
 
 def _place(directory: Path, names: tuple[str, ...], data: bytes) -> Path:
