@@ -52,7 +52,7 @@ _CONFIDENTIAL_EPSILON = 8.0
 )  # fmt: skip
 @click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="Device-level privacy of all rounds together.")
 @click.option(
-    "--confidentiality", type=click.Choice(["none", "helpers"]), default="none", show_default=True,
+    "--confidentiality", type=click.Choice(["none", "helpers", "he"]), default="none", show_default=True,
     help="Who opens the sums, which the coordinator cannot take apart; with --epsilon 8 unless you name another.",
 )  # fmt: skip
 @click.option("--clipping-norm", type=float, default=0.5, show_default=True, help="Of updates, with --epsilon.")
@@ -78,10 +78,11 @@ def _demo(options: dict[str, Any]) -> int:
     from broker_link.errors import LinkError
     from coordinator.errors import CoordinatorError
     from edge_client.errors import EdgeClientError
+    from secure_sum.errors import SecureSumError
     from simulators.errors import SimulationError
 
-    guarded = one_line_errors(SimulationError, CoordinatorError, EdgeClientError, LinkError, ValueError, OSError)
-    return guarded(_run)(options)
+    ours = (SimulationError, CoordinatorError, EdgeClientError, LinkError, SecureSumError)
+    return one_line_errors(*ours, ValueError, OSError)(_run)(options)
 
 
 def _run(options: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@ Nothing is imitated: the devices are the daemons of `edge_client`, the broker sp
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import tempfile
@@ -17,7 +18,7 @@ import msgspec
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator
 from coordinator.broker_choice import broker_at
-from coordinator.confidential_task import made_confidential, who_must_be_believed
+from coordinator.confidential_task import encrypted_sums, made_confidential, who_must_be_believed
 from coordinator.private_sum import private_aggregator
 from coordinator.private_task import PrivacyWish, least_contributors, made_private
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
@@ -30,12 +31,14 @@ from edge_client.training import ArrayExamples, TrainingJob
 from secure_sum.directory_entries import MemberRole
 from simulators.curve import draw_curve
 from simulators.demo_helpers import HELPER_IDS, HelperProcesses, demo_helper_sums
+from simulators.demo_key_authority import KEY_AUTHORITY_ID, issue_demo_keys
 from simulators.demo_report import DemoConfig, DemoReport, DemoRound
 from simulators.errors import FleetFailed
 from simulators.offline_directory import OfflineDirectory, enter_offline
 from simulators.offline_enrolment import enrol_offline, num_heard
 from simulators.process_fleet import ProcessFleet, device_state_dir, write_device_config
 from simulators.scenario import Scenario, load_scenario
+from wire_protocol.confidentiality import Confidentiality
 from wire_protocol.messages import RoundKind
 from wire_protocol.tensors import Tensors
 
@@ -80,12 +83,13 @@ def run_demo(
         clock.lap("enrol")
         configs = _write_devices(config, scenario, root, url, entered)
         clock.lap("start")
+        keys = _encryption_keys(config, root, entered)
         if entered is not None:
-            stack.enter_context(_helpers(config, root, url, entered))
+            stack.enter_context(_openers(config, root, url, entered))
         fleet = stack.enter_context(ProcessFleet(configs, num_processes=config.num_processes, log_dir=root / "logs"))
         on_progress("exporting the Keras model to a trainable TFLite file, and proving it equal to Keras")
         bundle, certificate = _export(config, scenario, root / "bundle")
-        bundle = bundle if entered is None else made_confidential(bundle, demo_helper_sums(entered.data))
+        bundle = bundle if entered is None else made_confidential(bundle, _way(entered, keys))
         clock.lap("export")
         on_progress("compiling the server side with TensorFlow Federated")
         policy = _round_policy(config)
@@ -94,7 +98,9 @@ def run_demo(
         clock.lap("compile")
         on_progress(f"training on {scenario.num_devices} devices over {url}")
         show = _Show(scenario, bundle, on_round)
-        server = _server_config(config, url, roster_file, None if entered is None else entered.data)
+        server = dataclasses.replace(
+            _server_config(config, url, roster_file, None if entered is None else entered.data), encryption_keys=keys
+        )
         loop = _run(server, fleet, show, bundle=bundle, aggregator=aggregator, task=task)
         clock.lap("rounds")
         num_authenticated = num_heard(roster_file, population=_POPULATION)
@@ -145,17 +151,34 @@ def _homes(config: DemoConfig, scenario: Scenario, root: Path) -> dict[str, tupl
     roles = {scenario.device_id(index): MemberRole.DEVICE for index in range(scenario.num_devices)}
     if config.confidentiality == "helpers":
         roles |= dict.fromkeys(HELPER_IDS, MemberRole.HELPER)
+    if config.confidentiality == "he":
+        roles[KEY_AUTHORITY_ID] = MemberRole.KEY_AUTHORITY
     return {name: (device_state_dir(root, name), role) for name, role in roles.items()}
 
 
-def _helpers(config: DemoConfig, root: Path, url: str, entered: OfflineDirectory) -> HelperProcesses:
+def _encryption_keys(config: DemoConfig, root: Path, entered: OfflineDirectory | None) -> bytes | None:
+    """What the key authority releases; None if there is none."""
+    if entered is None or config.confidentiality != "he":
+        return None
+    return issue_demo_keys(device_state_dir(root, KEY_AUTHORITY_ID), entered, root)
+
+
+def _way(entered: OfflineDirectory, keys: bytes | None) -> Confidentiality:
+    """Who opens the sums, as the plan names them."""
+    return demo_helper_sums(entered.data) if keys is None else encrypted_sums(entered.data, KEY_AUTHORITY_ID, keys)
+
+
+def _openers(config: DemoConfig, root: Path, url: str, entered: OfflineDirectory) -> HelperProcesses:
+    is_encrypted = config.confidentiality == "he"
+    names = (KEY_AUTHORITY_ID,) if is_encrypted else HELPER_IDS
     return HelperProcesses(
-        {helper_id: device_state_dir(root, helper_id) for helper_id in HELPER_IDS},
+        {name: device_state_dir(root, name) for name in names},
         broker_url=url,
         population=_POPULATION,
         min_contributors=max(2, _least_contributors(config)),
         authority=entered.authority,
         log_dir=root / "logs",
+        kind="key-authority" if is_encrypted else "helper",
     )
 
 

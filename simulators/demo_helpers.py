@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from coordinator.confidential_task import NamedOpener, helper_sums
 from wire_protocol.confidentiality import HelperSums
@@ -27,7 +27,7 @@ def demo_helper_sums(directory: bytes) -> HelperSums:
 
 
 class HelperProcesses:
-    """Three helpers, each a process; use as a context manager.
+    """Helpers, or a key authority, each a process; use as a context manager.
 
     Args:
         homes: Helper id -> state directory, with its keys.
@@ -36,6 +36,7 @@ class HelperProcesses:
         min_contributors: The fewest whose sum they help to open.
         authority: Fingerprint of the authority that they believe.
         log_dir: Gets a log for each.
+        kind: What they are.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class HelperProcesses:
         min_contributors: int,
         authority: str,
         log_dir: Path,
+        kind: Literal["helper", "key-authority"] = "helper",
     ) -> None:
         self._commands = {
             helper_id: [
-                *(sys.executable, "-m", "simulators.helper_host", str(home), broker_url, population, helper_id),
-                *(str(min_contributors), authority),
+                *(sys.executable, "-m", "simulators.helper_host", kind, str(home), broker_url, population),
+                *(helper_id, str(min_contributors), authority),
             ]
             for helper_id, home in homes.items()
         }

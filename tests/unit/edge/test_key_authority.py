@@ -6,7 +6,9 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from coordinator.confidential_task import encrypted_sums, who_must_be_believed
 from coordinator.directory_files import open_key_directory
+from coordinator.errors import InvalidConfig
 from edge_client.errors import IdentityError, StorageError
 from edge_client.opener.encryption_key_file import EncryptionKeyFile
 from edge_client.opener.key_desk import KeyDesk
@@ -16,10 +18,12 @@ from edge_client.opener.wrong_totals import KeyBook
 from edge_client.state_writer import StateWriter
 from flockwise.cli import main
 from secure_sum import bfv
-from secure_sum.directory_entries import encode_request
+from secure_sum.directory_entries import MemberRole, encode_request
 from secure_sum.encryption_keys import decode_encryption_keys
 from secure_sum.errors import OpeningRefused, RefusalCause
 from secure_sum.openings import HelperAsk, KeyAsk, OpeningOrder
+from simulators.demo_key_authority import KEY_AUTHORITY_ID, issue_demo_keys
+from simulators.offline_directory import enter_offline
 from simulators.trials.sum_decoders import sample_member
 
 pytestmark = pytest.mark.skipif(not bfv.is_available(), reason="TenSEAL is not installed here")
@@ -157,3 +161,22 @@ def test_the_desk_knows_the_devices_for_which_the_keys_were_issued_and_answers_n
         with pytest.raises(OpeningRefused) as caught:
             desk(order)
         assert caught.value.cause is cause
+
+
+def test_the_demos_key_authority_releases_keys_to_the_demos_devices(tmp_path):
+    homes = {"d1": (tmp_path / "d1", MemberRole.DEVICE), KEY_AUTHORITY_ID: (tmp_path / "ka", MemberRole.KEY_AUTHORITY)}
+    entered = enter_offline(homes, population="demo")
+    way = encrypted_sums(entered.data, KEY_AUTHORITY_ID, issue_demo_keys(tmp_path / "ka", entered, tmp_path))
+    assert way.key_authority.device_id == KEY_AUTHORITY_ID
+    assert who_must_be_believed(way)[1].startswith("only sums are seen as long as the key authority")
+
+
+@pytest.mark.parametrize("authority_id", ["d1", "nobody"])
+def test_who_is_no_key_authority_is_not_named_in_a_plan(tmp_path, authority_id):
+    homes = {"d1": (tmp_path / "d1", MemberRole.DEVICE), KEY_AUTHORITY_ID: (tmp_path / "ka", MemberRole.KEY_AUTHORITY)}
+    entered = enter_offline(homes, population="demo")
+    keys = issue_demo_keys(tmp_path / "ka", entered, tmp_path)
+    with pytest.raises(InvalidConfig, match="cannot be named"):
+        encrypted_sums(entered.data, authority_id, keys)
+    with pytest.raises(InvalidConfig, match="cannot be named"):
+        encrypted_sums(entered.data, KEY_AUTHORITY_ID, keys[:-1])
