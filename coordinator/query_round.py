@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from coordinator.aggregation import (
+    Aggregator,
     ClientUpdate,
     EvaluationAccumulator,
     Leaf,
@@ -23,6 +24,8 @@ from coordinator.aggregation import (
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.errors import AccumulatorClosed, InvalidConfig, QuorumMissed, StateMismatch, UpdateMismatch
 from coordinator.numpy_mean import NumpyMeanAggregator
+from coordinator.sealed_sums import SealedSumAggregator
+from coordinator.sum_modes import sum_mode_of
 from coordinator.task_bundle import TaskBundle
 from wire_protocol.integer_updates import decode_sum
 from wire_protocol.plan import TensorSpec, TrainingPlan
@@ -30,7 +33,7 @@ from wire_protocol.query import Query
 from wire_protocol.query_answer import QueryAnswer, answer_query
 from wire_protocol.tensors import Tensors
 
-__all__ = ["QueryAggregator", "answer_in", "query_bundle"]
+__all__ = ["QueryAggregator", "answer_in", "query_aggregator", "query_bundle"]
 
 _NO_MODEL: Final = b"a query needs no model file"
 
@@ -48,6 +51,17 @@ def query_bundle(query: Query) -> TaskBundle:
         query=query,
     )
     return TaskBundle(plan=plan, model_bytes=_NO_MODEL, initial_weights=(np.zeros(spec.shape, np.float32),))
+
+
+def query_aggregator(plan: TrainingPlan) -> Aggregator:
+    """What a question's round is folded into; of sealed answers if its plan is confidential.
+
+    Raises:
+        InvalidConfig: The plan asks no question, or has a confidentiality that this coordinator does not have.
+    """
+    mode = sum_mode_of(plan)
+    plain: Aggregator = QueryAggregator(plan)
+    return plain if mode is None else SealedSumAggregator(plain, mode)
 
 
 def answer_in(state: ServerState, query: Query, *, probabilities: Sequence[float] = (0.25, 0.5, 0.75)) -> QueryAnswer:

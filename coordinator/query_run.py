@@ -10,15 +10,15 @@ from pathlib import Path
 
 from coordinator.errors import InvalidConfig
 from coordinator.private_sum import check_private_rounds
-from coordinator.query_round import QueryAggregator, answer_in, query_bundle
+from coordinator.query_round import answer_in, query_aggregator
 from coordinator.question_files import KeptQuestion, keep_question, question_file, read_question
 from coordinator.round_loop import RoundSchedule, RoundSummary
-from coordinator.round_policy import RoundPolicy
 from coordinator.server import ServerConfig, open_task_state, run_rounds
+from coordinator.task_bundle import TaskBundle
 from wire_protocol.query import Query
 from wire_protocol.query_answer import QueryAnswer
 
-__all__ = ["AskedOnce", "QueryOutcome", "check_query_round", "query_schedule"]
+__all__ = ["AskedOnce", "QueryOutcome", "query_schedule"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,15 +40,6 @@ def query_schedule() -> RoundSchedule:
     return RoundSchedule(num_commits=1, max_abandoned_in_a_row=1)
 
 
-def check_query_round(query: Query, policy: RoundPolicy) -> None:
-    """Refuses a round that the question cannot have.
-
-    Raises:
-        InvalidConfig: It could end with too few answers for the noise, or too many for the sum's words.
-    """
-    check_private_rounds(query_bundle(query).plan, policy)
-
-
 class AskedOnce:
     """One question and its answer's file.
 
@@ -67,22 +58,22 @@ class AskedOnce:
         self.known = self._read()
         """The answer, if it was given before."""
 
-    def ask(self, config: ServerConfig, *, stop: threading.Event) -> QueryOutcome:
+    def ask(self, config: ServerConfig, *, bundle: TaskBundle, stop: threading.Event) -> QueryOutcome:
         """Runs the round, or returns the answer that is known.
 
         Args:
             config: Broker, population, policy; its schedule is ``query_schedule()``.
+            bundle: The question's task: ``query_bundle``, made confidential or not.
             stop: Set from anywhere to end early.
 
         Raises:
-            InvalidConfig: The round cannot be had with this policy.
+            InvalidConfig: The round could end with too few answers for the noise, or too many for the sum's words.
             CoordinatorError: State or journal cannot be used.
             OSError: Question or answer cannot be written; started again, the answer is taken from the stored state.
         """
         if self.known is not None:
             return QueryOutcome(answer=self.known, is_over=True, abandon_reason=None, was_known=True)
-        check_query_round(self._query, config.policy)
-        bundle = query_bundle(self._query)
+        check_private_rounds(bundle.plan, config.policy)
         keep_question(self._state_dir, KeptQuestion(query=self._query))
         abandoned: list[str] = []
 
@@ -93,7 +84,7 @@ class AskedOnce:
         loop = run_rounds(
             config,
             bundle=bundle,
-            aggregator=QueryAggregator(bundle.plan),
+            aggregator=query_aggregator(bundle.plan),
             task=open_task_state(self._state_dir, bundle),
             on_round=on_round,
             stop=stop,

@@ -15,6 +15,7 @@ from flockwise.fleet_options import STARTED_FOR_THE_RUN, broker_with_login, cert
 from flockwise.query_options import bounds_options, question_options
 from flockwise.query_rehearsal import read_values, rehearse
 from flockwise.reporting import one_line_errors, print_json
+from flockwise.serve_confidentiality import confidential_bundle, confidentiality_values, directory_bytes
 from wire_protocol.errors import WireError
 from wire_protocol.query import Query
 from wire_protocol.query_answer import QueryAnswer, answer_query
@@ -113,7 +114,9 @@ def quantiles(*, low: float, high: float, bins: int, probabilities: tuple[float,
 
 def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **asked: Any) -> int:
     from coordinator.broker_choice import broker_at, check_broker_choice
-    from coordinator.query_run import AskedOnce, check_query_round
+    from coordinator.private_sum import check_private_rounds
+    from coordinator.query_round import query_bundle
+    from coordinator.query_run import AskedOnce
     from coordinator.state_lock import sole_coordinator
 
     question = Query(
@@ -129,23 +132,30 @@ def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **as
     if options["rehearse"] is not None:
         return _rehearse(options, question, probabilities)
     config = _config(options, question)
-    check_query_round(question, config.policy)
+    if options["confidentiality"] == "he":
+        raise click.UsageError("the sum of answers is not encrypted: use --confidentiality helpers")
+    bundle = confidential_bundle(query_bundle(question), options)
+    check_private_rounds(bundle.plan, config.policy)
     check_broker_choice(options["broker"])
     broker = broker_with_login(options)
     if broker in STARTED_FOR_THE_RUN:
         raise click.UsageError("name the fleet's --broker: one that is started for the question has no devices")
     asked_once = AskedOnce(question, options["state_dir"])
     if options["dry_run"]:
-        print_json(_price(question) | {"is_answered": asked_once.known is not None})
+        print_json(
+            _price(question)
+            | confidentiality_values(bundle, config.policy.report_goal)
+            | {"is_answered": asked_once.known is not None}
+        )
         return 0
     stop = threading.Event()
     if asked_once.known is not None:
-        outcome = asked_once.ask(config, stop=stop)
+        outcome = asked_once.ask(config, bundle=bundle, stop=stop)
     else:
         with sole_coordinator(options["state_dir"], config.population), broker_at(broker) as url:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
-            outcome = asked_once.ask(dataclasses.replace(config, broker_url=url), stop=stop)
+            outcome = asked_once.ask(dataclasses.replace(config, broker_url=url), bundle=bundle, stop=stop)
     if outcome.answer is None:
         return _no_answer(outcome.abandon_reason, question) if outcome.is_over else _STOPPED
     origin = "answered before" if outcome.was_known else "answered"
@@ -172,6 +182,7 @@ def _rehearse(options: dict[str, Any], question: Query, probabilities: tuple[flo
 
 def _config(options: dict[str, Any], question: Query) -> "ServerConfig":
     from coordinator.admission import AdmissionPolicy
+    from coordinator.opening import OpeningSettings
     from coordinator.query_run import query_schedule
     from coordinator.round_policy import RoundPolicy
     from coordinator.server import ServerConfig
@@ -191,6 +202,8 @@ def _config(options: dict[str, Any], question: Query) -> "ServerConfig":
         ca_file=options["ca_file"],
         certificate=certificate(options),
         roster_file=roster_in_force(options),
+        directory=directory_bytes(options),
+        opening=OpeningSettings(give_up_s=options["opening_timeout_s"]),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from flockwise.fleet_options import fleet_options
+from flockwise.serve_confidentiality import confidentiality_options
 
 __all__ = ["bounds_options", "question_options"]
 
@@ -49,7 +50,7 @@ def question_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
-    return fleet_options(command)
+    return fleet_options(confidentiality_options(command))
 
 
 def bounds_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -139,6 +139,11 @@ def test_two_helpers_open_the_sums_of_devices_that_take_part_in_nothing_else(
         dry = serve(*confidential, "--dry-run").output
         assert not json.loads(dry)["is_promise_of_one_operator"]
         done = serve(*confidential)
+        asked = _json(
+            *("query", "count", "--name", "rows", "--period", "1", "--low", 1, "--high", 100, "--epsilon", 3),
+            *("--min-contributors", 2, "--max-devices", 3, "--broker", mosquitto_url, "--population", POPULATION),
+            *("--state-dir", tmp_path / "state", "--roster", tmp_path / "roster.sqlite", *confidential),
+        )
     finally:
         for daemon in daemons:
             daemon.stop()
@@ -150,9 +155,12 @@ def test_two_helpers_open_the_sums_of_devices_that_take_part_in_nothing_else(
     rounds = [json.loads(line) for line in done.output.splitlines() if line.startswith("{")]
     assert [row["num_commits"] for row in rounds] == [1, 2]
     assert all(row["num_reports"] >= 2 for row in rounds)
+    # The helpers opened the answer's sum as well, and nobody saw a single one.
+    assert 2 <= asked["num_reports"] <= 3
+    assert abs(asked["estimates"][0]["value"] - asked["num_reports"]) < 6
     for name in HELPERS[:2]:
         seen = _json("helper", "show", "--state-dir", homes[name])
-        assert (seen["rounds_opened"], seen["authority"]) == (2, authority)
+        assert (seen["rounds_opened"], seen["authority"]) == (3, authority)
     _flockwise("helper", "show", "--state-dir", homes[HELPERS[2]], fails_with=1)
     assert "a promise, not a proof" in (tmp_path / "helper-1.log").read_text()
 

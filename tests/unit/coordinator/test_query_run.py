@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from coordinator.errors import InvalidConfig, StateInUse
-from coordinator.query_run import AskedOnce, check_query_round
+from coordinator.private_sum import check_private_rounds
+from coordinator.query_round import query_bundle
+from coordinator.query_run import AskedOnce
 from coordinator.question_files import KeptQuestion, keep_question, read_questions
 from coordinator.round_policy import RoundPolicy
 from coordinator.state_lock import sole_coordinator
@@ -32,7 +34,7 @@ def answered(tmp_path):
 
 def test_an_answer_that_is_known_is_given_again_and_nobody_is_asked(answered):
     state_dir, answer = answered
-    outcome = AskedOnce(QUERY, state_dir).ask(None, stop=threading.Event())
+    outcome = AskedOnce(QUERY, state_dir).ask(None, bundle=None, stop=threading.Event())
     assert outcome.answer == answer
     assert outcome.was_known
 
@@ -48,7 +50,11 @@ def test_what_was_asked_cannot_be_asked_differently_under_the_same_name(answered
     assert AskedOnce(msgspec.structs.replace(QUERY, period="2026-12", **change), answered[0]).known is None
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 5000, b"\xff", b'{"query": 1}', b" " * (2 << 20)])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{}", b"[" * 5000, b"\xff", b'{"query": 1}', b" " * (2 << 20)],
+    ids=["empty", "no fields", "deep", "no text", "wrong type", "large"],
+)
 def test_a_damaged_answer_is_one_clear_error_and_is_kept(answered, damage):
     path = answered[0] / "questions" / "sizes.2026-11.json"
     path.write_bytes(damage)
@@ -69,11 +75,13 @@ def test_an_answer_to_another_question_is_none(answered):
 
 
 def test_a_round_that_could_end_with_too_few_answers_is_refused():
-    check_query_round(QUERY, RoundPolicy(report_goal=100, min_reports=5, over_selection=1.0))
+    check_private_rounds(query_bundle(QUERY).plan, RoundPolicy(report_goal=100, min_reports=5, over_selection=1.0))
     with pytest.raises(InvalidConfig, match="needs 5 reports"):
-        check_query_round(QUERY, RoundPolicy(report_goal=100, min_reports=4, over_selection=1.0))
+        check_private_rounds(query_bundle(QUERY).plan, RoundPolicy(report_goal=100, min_reports=4, over_selection=1.0))
     with pytest.raises(InvalidConfig, match="32-bit"):
-        check_query_round(QUERY, RoundPolicy(report_goal=10**8, min_reports=5, over_selection=1.0))
+        check_private_rounds(
+            query_bundle(QUERY).plan, RoundPolicy(report_goal=10**8, min_reports=5, over_selection=1.0)
+        )
 
 
 @pytest.mark.parametrize(
@@ -108,6 +116,8 @@ def test_a_dry_run_says_what_an_answer_costs_and_asks_nobody(tmp_path, monkeypat
             "allow-plaintext",
         ),
         (("count", "--low", "0", "--high", "1", "--broker", "mqtts://broker.example"), 2, "no roster"),
+        (("count", "--low", "0", "--high", "1", "--confidentiality", "he"), 2, "use --confidentiality helpers"),
+        (("count", "--low", "0", "--high", "1", "--confidentiality", "helpers"), 2, "needs --directory"),
         (("count", "--low", "0", "--high", "1", "--broker", "embedded"), 2, "name the fleet's --broker"),
     ],
 )
