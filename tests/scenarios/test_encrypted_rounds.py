@@ -161,12 +161,6 @@ def test_drop_outs_lost_and_doubled_messages_leave_the_sum_exact(monkeypatch):
     bench.check()
 
 
-def test_a_model_is_learnt(monkeypatch):
-    report = Bench(monkeypatch, num_commits=8).report()
-    assert report.num_commits == 8
-    assert report.test_accuracy > 0.4  # chance is 0.1; the noise is that of epsilon 50 with three devices
-
-
 def test_below_the_key_authoritys_own_minimum_nothing_is_decrypted(monkeypatch):
     bench = Bench(monkeypatch, min_contributors=6, max_abandoned=1)
     assert bench.report().num_commits == 0

@@ -1,8 +1,11 @@
-"""What TFF's secure sum means is what masks and helpers compute: the sum of the clients' values, modulo 2^32."""
+"""What TFF's secure sum means is what masks, helpers and encryption compute: the sum of the clients' values, modulo something."""
+
+import os
 
 import numpy as np
 import pytest
 
+from secure_sum import bfv
 from secure_sum.helper_shares import SealingOrder, divide_parts, read_seeds, seal_to_helpers, subtract_helper_masks
 from secure_sum.keystream import mask_of
 from secure_sum.sealed_box import BoxRoute, make_box_key, open_box
@@ -14,7 +17,7 @@ pytestmark = pytest.mark.tensorflow
 NUM_VALUES = 5
 
 
-def _with_tff(values):
+def _with_tff(values, modulus=2**32):
     """TFF's own: the intrinsic, its secure part replaced by the body that TFF gives it for tests."""
     import tensorflow_federated as tff
 
@@ -24,7 +27,7 @@ def _with_tff(values):
     @tff.federated_computation(at_server, at_clients)
     def summed(state, updates):
         del state
-        total = tff.backends.mapreduce.federated_secure_modular_sum(updates, 2**32)
+        total = tff.backends.mapreduce.federated_secure_modular_sum(updates, np.int64(modulus))
         return total, total
 
     plain = tff.backends.test.replace_secure_intrinsics_with_bodies(summed)
@@ -69,3 +72,22 @@ def test_a_secure_sum_is_the_sum_modulo_two_to_the_32(compute):
     exact = [sum(int(value[place]) for value in values) % 2**32 for place in range(NUM_VALUES)]
     assert any(sum(int(value[place]) for value in values) >= 2**32 for place in range(NUM_VALUES))
     assert compute(values) == exact
+
+
+def _with_encryption(values, modulus):
+    assert modulus == bfv.PLAIN_MODULUS
+    pair, total = bfv.make_key_pair(), bfv.CiphertextAdder(num_values=NUM_VALUES)
+    for value in values:
+        total.add(bfv.Encryptor(pair.public).encrypt(bfv.centred(value)))
+    return (bfv.Decryptor(pair.secret).decrypt(total.total(), num_values=NUM_VALUES) % modulus).tolist()
+
+
+@pytest.mark.parametrize("compute", [_with_tff, _with_encryption])
+def test_an_encrypted_sum_is_the_sum_modulo_its_prime_also_where_it_wraps_around(compute):
+    if compute is _with_encryption and not os.environ.get("CI") and not bfv.is_available():
+        pytest.skip("TenSEAL is not installed here")
+    rng = np.random.default_rng(6)
+    values = [rng.integers(0, bfv.PLAIN_MODULUS, NUM_VALUES) for _ in range(4)]
+    exact = [sum(int(value[place]) for value in values) for place in range(NUM_VALUES)]
+    assert max(exact) >= bfv.PLAIN_MODULUS
+    assert compute(values, bfv.PLAIN_MODULUS) == [total % bfv.PLAIN_MODULUS for total in exact]

@@ -89,7 +89,7 @@ class Banks:
         self.identities = {f"bank{i}": Ed25519PrivateKey.generate() for i in range(num_devices)}
         self.sealing = {name: X25519PrivateKey.generate() for name in self.identities}
         self.authority, self.authority_sealing = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
-        self.tag_secret, self.book = os.urandom(32), Book()
+        self.tag_secret, self.book, self.encryptor = os.urandom(32), Book(), Encryptor(pair.public)
         registered = {name: key.public_key().public_bytes_raw() for name, key in self.identities.items()}
         self.rules = KeyRules(
             authority_id="ka",
@@ -155,7 +155,7 @@ def _plain(banks, names):
     return sum((banks.values[name] for name in names), np.zeros(banks.num_values, np.uint32))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(data=st.data())
 def test_the_decrypted_sum_is_the_plain_sum_bit_for_bit_whoever_is_missing(pair, data):
     """0, 10, 30 % and any other share of no-shows; in any order; asked twice."""
