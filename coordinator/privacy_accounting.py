@@ -34,8 +34,8 @@ class PrivacyForecast:
     epsilon_by_rdp: float
     """The claim."""
     epsilon_by_pld: float
-    """By privacy loss distributions, nearly exact: of continuous noise of this scale, no theorem for integers; for
-    geometric noise of that noise itself."""
+    """By privacy loss distributions, nearly exact, and not what is promised: of continuous noise of this scale, which
+    discrete noise is made of (`coordinator.secret_sampling`); for geometric noise of that noise itself."""
 
 
 def forecast(spec: PrivacySpec, num_rounds: int) -> PrivacyForecast:
