@@ -5,6 +5,8 @@ import html
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from coordinator.errors import InvalidBundle
 from coordinator.privacy_accounting import forecast
 from coordinator.privacy_record import RECORD_FILE, RecordedRound, read_privacy_record
@@ -65,6 +67,7 @@ class PrivacyReport:
                 "num_parameters": d,
                 "num_rounds_planned": spec.num_rounds,
                 "num_bands": spec.num_bands,
+                "clip_follows_quantile": _quantile(spec),
                 "epsilon_allowed": spec.target_epsilon,
                 "target_delta": spec.target_delta,
                 "amplification": "none claimed: devices check in by themselves",
@@ -192,6 +195,11 @@ def as_html(report: PrivacyReport) -> str:
     style = "body{font:15px sans-serif;max-width:50em;margin:2em auto}td,th{padding:.1em 1em .1em 0;text-align:left}"
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Privacy report</title><style>{style}</style>"
     return head + "<body>" + "\n".join(parts) + "</body></html>\n"
+
+
+def _quantile(spec: PrivacySpec) -> float | str:
+    """Of a clip that adapts; ``clipping_norm`` is then the first round's."""
+    return "none: it is fixed" if spec.adaptive_clip is msgspec.UNSET else spec.adaptive_clip.target_quantile
 
 
 def _table(values: dict[str, Any]) -> str:

@@ -80,6 +80,10 @@ def test_with_correlated_noise_parts_are_counted_and_not_rounds(tmp_path):
         record.note(_summary(round_id))
     values = json.loads(_report(tmp_path, "--json").output)
     assert (values["spent"]["rounds_charged_at_most"], values["spent"]["parts_taken_at_most"]) == (5, 2)
+    assert (values["parameters"]["num_bands"], values["parameters"]["clip_follows_quantile"]) == (
+        4,
+        "none: it is fixed",
+    )
     assert values["audit"]["holds"]
     assert 0.7 * values["spent"]["epsilon_by_pld_of_continuous_noise"] < values["audit"]["least_epsilon"]
     assert values["audit"]["least_epsilon"] < values["spent"]["epsilon_by_pld_of_continuous_noise"]
