@@ -17,7 +17,7 @@ from simulators.virtual_run import linear_task
 from wire_protocol.query import Query
 
 BUNDLE = made_private(
-    linear_task(8, 3), PrivacyWish(epsilon=4.0, num_rounds=10, clipping_norm=0.5, min_contributors=20)
+    linear_task(64, 10), PrivacyWish(epsilon=4.0, num_rounds=10, clipping_norm=0.5, min_contributors=20)
 )
 
 
