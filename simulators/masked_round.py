@@ -118,6 +118,10 @@ class MaskedRoundInMemory:
             directory = add_member(directory, keys, made_at=0, authority=authority)
         return directory
 
+    def sealing_key(self, name: str) -> X25519PrivateKey:
+        """The private sealing key of a device or member."""
+        return self._parties[name].sealing
+
     def as_seen_by(self, device_id: str) -> MaskedRound:
         """The round as a device knows it."""
         return MaskedRound(

@@ -17,8 +17,10 @@ import numpy as np
 from secure_sum.keystream import Words
 from secure_sum.mask_opening import MaskOpening
 from secure_sum.openings import encode_order
+from secure_sum.pairwise_masks import decode_packet
 from secure_sum.round_roster import encode_roster
-from secure_sum.sealed_update import SealedUpdate, encode_sealed_update
+from secure_sum.sealed_box import BoxRoute, open_box
+from secure_sum.sealed_update import SealedUpdate, encode_sealed_update, is_signed_by
 from secure_sum.shamir import SECRET_BYTES, SHARE_BYTES, split_secret
 from simulators.masked_round import MaskedRoundInMemory, masked_total
 
@@ -42,7 +44,7 @@ class MasksCost:
     plain_sum_s: float
     """CPU time to add as many vectors that are not masked, seconds."""
     member_ms: float
-    """CPU time of one member's answer, milliseconds; 0 if the round is simulated."""
+    """CPU time of one member's answer, milliseconds; of a simulated round a few contributors' time, scaled."""
     up_bytes: int
     """One device's sealed update."""
     down_bytes: int
@@ -79,8 +81,11 @@ def measure_masks(
         _add_up(update, len(arrived))
     opening = round_.opening(arrived)
     example = sealed[arrived[0]]
-    member = _Member(ms=0.0, down_bytes=_order_bytes(example, opening, num_members))
     if is_simulated:
+        member = _Member(
+            ms=_reading_ms(round_, sealed) * len(opening.contributors),
+            down_bytes=_order_bytes(example, opening, num_members),
+        )
         opening_s = _simulated_opening_s(round_, opening, update)
     else:
         member, opening_s = _real_opening(round_, opening, sealed)
@@ -143,6 +148,18 @@ def _real_opening(
         opening.take_masks_off(total)
     cost = _Member(ms=statistics.median(asked_s) * 1e3, down_bytes=len(encode_order(orders[0])))
     return cost, watch.seconds
+
+
+def _reading_ms(round_: MaskedRoundInMemory, sealed: Mapping[str, SealedUpdate]) -> float:
+    """What a member does for one contributor: signature, box, shares."""
+    member = round_.committee[0]
+    with _Stopwatch() as watch:
+        for name, update in sealed.items():
+            is_signed_by(round_.rules.registered[name], update.statement(name), update.signature)
+            route = BoxRoute(context=round_.context, sender_id=name, opener_id=member)
+            key = round_.sealing_key(member)
+            decode_packet(open_box(update.boxes[0], opener=key, ephemeral_key=update.ephemeral_key, route=route))
+    return watch.seconds * 1e3 / len(sealed)
 
 
 def _simulated_opening_s(round_: MaskedRoundInMemory, opening: MaskOpening, update: Words) -> float:
