@@ -142,6 +142,11 @@ def who_must_be_believed(way: Confidentiality) -> tuple[bool, str]:
     Returns:
         (whether it is a promise and no proof, a sentence).
     """
+    if isinstance(way, MaskedSums):
+        return False, (
+            f"only sums are seen as long as at most {len(way.committee) // 3} of the {len(way.committee)} devices of the "
+            f"committee, of which {way.threshold} open, conspire with the coordinator"
+        )
     if isinstance(way, EncryptedSums):
         return False, (
             f"only sums are seen as long as the key authority ({way.key_authority.device_id}) and the coordinator's operator do "

@@ -13,6 +13,7 @@ import msgspec
 from broker_link.errors import InvalidBrokerUrl
 from edge_client.config import (
     BrokerSection,
+    CommitteeSection,
     DataSection,
     DeviceSection,
     EdgeConfig,
@@ -44,6 +45,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "eligibility": EligibilitySection,
     "privacy": PrivacySection,
     "releases": ReleasesSection,
+    "committee": CommitteeSection,
 }
 _PATHS: Final = (
     ("device", "state_dir"),

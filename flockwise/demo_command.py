@@ -52,7 +52,7 @@ _CONFIDENTIAL_EPSILON = 8.0
 )  # fmt: skip
 @click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="Device-level privacy of all rounds together.")
 @click.option(
-    "--confidentiality", type=click.Choice(["none", "helpers", "he"]), default="none", show_default=True,
+    "--confidentiality", type=click.Choice(["none", "helpers", "masks", "he"]), default="none", show_default=True,
     help="Who opens the sums, which the coordinator cannot take apart; with --epsilon 8 unless you name another.",
 )  # fmt: skip
 @click.option("--clipping-norm", type=float, default=0.5, show_default=True, help="Of updates, with --epsilon.")

@@ -19,7 +19,7 @@ def confidentiality_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options."""
     options = (
         click.option(
-            "--confidentiality", type=click.Choice(["none", "helpers", "he"]), default="none", show_default=True,
+            "--confidentiality", type=click.Choice(["none", "helpers", "masks", "he"]), default="none", show_default=True,
             help="Who opens the sums, which this coordinator cannot take apart; needs --epsilon (or a private plan).",
         ),
         click.option(
@@ -28,6 +28,17 @@ def confidentiality_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--helpers-needed", type=click.Choice(["2", "3"]), default="2", show_default=True,
             help="2: one may be away. 3: none may, and a coordinator that lies learns nothing even with two on its side.",
+        ),
+        click.option(
+            "--committee", multiple=True, metavar="ID", help="Of masks, three times or more: a device that opens sums."
+        ),
+        click.option(
+            "--committee-threshold", type=click.IntRange(2, 255),
+            help="Members that open. [default: the fewest that are safe if a third conspires: 3 of 4, 22 of 32]",
+        ),
+        click.option(
+            "--mask-neighbours", type=click.IntRange(2, 2000), default=64, show_default=True,
+            help="With how many a device shares masks in a round of more than 64 devices; even.",
         ),
         click.option(
             "--directory", "directory_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -55,17 +66,26 @@ def confidential_bundle(bundle: "TaskBundle", options: dict[str, Any]) -> "TaskB
     Raises:
         InvalidConfig: The openers cannot be named, or the task is not private.
     """
-    from coordinator.confidential_task import helper_sums, made_confidential, named_opener
+    from coordinator.confidential_task import helper_sums, made_confidential, masked_sums, named_opener
 
+    for name, way in (("helpers", "helpers"), ("committee", "masks")):
+        if options[name] and options["confidentiality"] != way:
+            raise click.UsageError(f"--{name.removesuffix('s')} belongs to --confidentiality {way}")
     if options["confidentiality"] == "none":
-        if options["helpers"]:
-            raise click.UsageError("--helper belongs to --confidentiality helpers")
         return bundle
     directory = directory_bytes(options)
     if directory is None:
-        raise click.UsageError("--confidentiality needs --directory, in which devices and helpers stand")
+        raise click.UsageError("--confidentiality needs --directory, in which devices and openers stand")
     if options["confidentiality"] == "he":
         return made_confidential(bundle, encrypted_way(bundle, directory, options))
+    if options["confidentiality"] == "masks":
+        masks = masked_sums(
+            directory,
+            options["committee"],
+            threshold=options["committee_threshold"],
+            num_neighbours=options["mask_neighbours"],
+        )
+        return made_confidential(bundle, masks)
     needed: Literal[2, 3] = 3 if options["helpers_needed"] == "3" else 2
     named = [named_opener(text) for text in options["helpers"]]
     return made_confidential(bundle, helper_sums(directory, named, num_needed=needed))

@@ -4,7 +4,6 @@ Nothing is imitated: the devices are the daemons of `edge_client`, the broker sp
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import tempfile
@@ -13,12 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation import Aggregator
 from coordinator.broker_choice import broker_at
-from coordinator.confidential_task import encrypted_sums, made_confidential, who_must_be_believed
 from coordinator.private_sum import private_aggregator
 from coordinator.private_task import PrivacyWish, least_contributors, made_private
 from coordinator.round_loop import RoundLoop, RoundSchedule, RoundSummary
@@ -28,17 +24,13 @@ from coordinator.task_bundle import TaskBundle, read_task_bundle
 from edge_client.example_store import write_examples
 from edge_client.litert_trainer import LiteRtTrainer
 from edge_client.training import ArrayExamples, TrainingJob
-from secure_sum.directory_entries import MemberRole
 from simulators.curve import draw_curve
-from simulators.demo_helpers import HELPER_IDS, HelperProcesses, demo_helper_sums
-from simulators.demo_key_authority import KEY_AUTHORITY_ID, issue_demo_keys
+from simulators.demo_openers import DemoOpeners
 from simulators.demo_report import DemoConfig, DemoReport, DemoRound
 from simulators.errors import FleetFailed
-from simulators.offline_directory import OfflineDirectory, enter_offline
 from simulators.offline_enrolment import enrol_offline, num_heard
-from simulators.process_fleet import ProcessFleet, device_state_dir, write_device_config
+from simulators.process_fleet import ProcessFleet, write_device_config
 from simulators.scenario import Scenario, load_scenario
-from wire_protocol.confidentiality import Confidentiality
 from wire_protocol.messages import RoundKind
 from wire_protocol.tensors import Tensors
 
@@ -76,20 +68,19 @@ def run_demo(
     with tempfile.TemporaryDirectory(prefix="flockwise-demo-") as work, contextlib.ExitStack() as stack:
         root = Path(work)
         url = stack.enter_context(broker_at(config.broker))
-        homes = _homes(config, scenario, root)
+        device_ids = [scenario.device_id(index) for index in range(scenario.num_devices)]
+        openers = DemoOpeners(config, device_ids, root, population=_POPULATION)
         roster_file = root / "roster.sqlite"
-        enrol_offline(roster_file, {name: home for name, (home, _) in homes.items()}, population=_POPULATION)
-        entered = None if config.confidentiality == "none" else enter_offline(homes, population=_POPULATION)
+        enrol_offline(roster_file, {name: home for name, (home, _) in openers.homes.items()}, population=_POPULATION)
+        openers.enter()
         clock.lap("enrol")
-        configs = _write_devices(config, scenario, root, url, entered)
+        configs = _write_devices(config, scenario, root, url, openers)
         clock.lap("start")
-        keys = _encryption_keys(config, root, entered)
-        if entered is not None:
-            stack.enter_context(_openers(config, root, url, entered))
+        stack.enter_context(openers.processes(url, min_contributors=_least_contributors(config)))
         fleet = stack.enter_context(ProcessFleet(configs, num_processes=config.num_processes, log_dir=root / "logs"))
         on_progress("exporting the Keras model to a trainable TFLite file, and proving it equal to Keras")
         bundle, certificate = _export(config, scenario, root / "bundle")
-        bundle = bundle if entered is None else made_confidential(bundle, _way(entered, keys))
+        bundle = openers.confidential(bundle)
         clock.lap("export")
         on_progress("compiling the server side with TensorFlow Federated")
         policy = _round_policy(config)
@@ -98,13 +89,10 @@ def run_demo(
         clock.lap("compile")
         on_progress(f"training on {scenario.num_devices} devices over {url}")
         show = _Show(scenario, bundle, on_round)
-        server = dataclasses.replace(
-            _server_config(config, url, roster_file, None if entered is None else entered.data), encryption_keys=keys
-        )
+        server = _server_config(config, url, roster_file, openers)
         loop = _run(server, fleet, show, bundle=bundle, aggregator=aggregator, task=task)
         clock.lap("rounds")
         num_authenticated = num_heard(roster_file, population=_POPULATION)
-    way = bundle.plan.confidentiality
     report = DemoReport(
         config=config,
         rounds=tuple(show.rounds),
@@ -116,7 +104,7 @@ def run_demo(
         model_bytes=len(bundle.model_bytes),
         op_counts=certificate["op_counts"],
         parity={name: value for name, value in certificate.items() if name.startswith("max_")},
-        who_must_be_believed="" if way is msgspec.UNSET else who_must_be_believed(way)[1],
+        who_must_be_believed=openers.who_must_be_believed(bundle),
         finished=loop.is_done and not loop.gave_up,
         seconds=clock.total(),
     )
@@ -124,9 +112,7 @@ def run_demo(
     return report
 
 
-def _write_devices(
-    config: DemoConfig, scenario: Scenario, root: Path, url: str, entered: OfflineDirectory | None
-) -> list[Path]:
+def _write_devices(config: DemoConfig, scenario: Scenario, root: Path, url: str, openers: DemoOpeners) -> list[Path]:
     """Writes every device's data and configuration; returns the configurations."""
     configs = []
     for index in range(scenario.num_devices):
@@ -138,7 +124,7 @@ def _write_devices(
                 population=_POPULATION,
                 broker_url=url,
                 num_threads=1,
-                privacy=_device_rules(config, entered),
+                privacy=_device_rules(config, openers, device_id),
             )
         )
         x, y = scenario.examples(index)
@@ -146,55 +132,14 @@ def _write_devices(
     return configs
 
 
-def _homes(config: DemoConfig, scenario: Scenario, root: Path) -> dict[str, tuple[Path, MemberRole]]:
-    """State directories and roles of everybody who is enrolled: nobody else is heard."""
-    roles = {scenario.device_id(index): MemberRole.DEVICE for index in range(scenario.num_devices)}
-    if config.confidentiality == "helpers":
-        roles |= dict.fromkeys(HELPER_IDS, MemberRole.HELPER)
-    if config.confidentiality == "he":
-        roles[KEY_AUTHORITY_ID] = MemberRole.KEY_AUTHORITY
-    return {name: (device_state_dir(root, name), role) for name, role in roles.items()}
-
-
-def _encryption_keys(config: DemoConfig, root: Path, entered: OfflineDirectory | None) -> bytes | None:
-    """What the key authority releases; None if there is none."""
-    if entered is None or config.confidentiality != "he":
-        return None
-    return issue_demo_keys(device_state_dir(root, KEY_AUTHORITY_ID), entered, root)
-
-
-def _way(entered: OfflineDirectory, keys: bytes | None) -> Confidentiality:
-    """Who opens the sums, as the plan names them."""
-    return demo_helper_sums(entered.data) if keys is None else encrypted_sums(entered.data, KEY_AUTHORITY_ID, keys)
-
-
-def _openers(config: DemoConfig, root: Path, url: str, entered: OfflineDirectory) -> HelperProcesses:
-    is_encrypted = config.confidentiality == "he"
-    names = (KEY_AUTHORITY_ID,) if is_encrypted else HELPER_IDS
-    return HelperProcesses(
-        {name: device_state_dir(root, name) for name in names},
-        broker_url=url,
-        population=_POPULATION,
-        min_contributors=max(2, _least_contributors(config)),
-        authority=entered.authority,
-        log_dir=root / "logs",
-        kind="key-authority" if is_encrypted else "helper",
-    )
-
-
-def _device_rules(config: DemoConfig, entered: OfflineDirectory | None) -> str:
-    """What the owners of the demo's devices insist on, as a section of their configuration."""
+def _device_rules(config: DemoConfig, openers: DemoOpeners, device_id: str) -> str:
+    """What the owners of the demo's devices insist on, as sections of their configuration."""
     if config.epsilon is None:
         return ""
     return (
         f"[privacy]\nepsilon = {config.epsilon!r}\ndelta = {config.target_delta!r}\nrequired = true\n"
-        f"min_contributors = {_least_contributors(config)}\n"
-        + ("" if entered is None else _confidential_rules(config, entered))
+        f"min_contributors = {_least_contributors(config)}\n" + openers.owners_rules(device_id)
     )
-
-
-def _confidential_rules(config: DemoConfig, entered: OfflineDirectory) -> str:
-    return f'confidentiality = ["{config.confidentiality}"]\nauthority = "{entered.authority}"\n'
 
 
 def _export(config: DemoConfig, scenario: Scenario, directory: Path) -> tuple[TaskBundle, dict[str, Any]]:
@@ -287,7 +232,7 @@ def _run(
     return loop
 
 
-def _server_config(config: DemoConfig, url: str, roster_file: Path, directory: bytes | None) -> ServerConfig:
+def _server_config(config: DemoConfig, url: str, roster_file: Path, openers: DemoOpeners) -> ServerConfig:
     return ServerConfig(
         broker_url=url,
         population=_POPULATION,
@@ -299,7 +244,8 @@ def _server_config(config: DemoConfig, url: str, roster_file: Path, directory: b
         ),
         admission=AdmissionPolicy(),
         roster_file=roster_file,
-        directory=directory,
+        directory=openers.directory,
+        encryption_keys=openers.encryption_keys,
     )
 
 

@@ -42,7 +42,7 @@ class DemoConfig:
     clipping_norm: float = 0.5
     """Of a private demo."""
     target_delta: float = 1e-5
-    confidentiality: Literal["none", "helpers", "he"] = "none"
+    confidentiality: Literal["none", "helpers", "masks", "he"] = "none"
     """Who opens the sums of a private demo; with ``none`` the coordinator sees each update."""
 
     def __post_init__(self) -> None:

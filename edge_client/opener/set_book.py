@@ -44,7 +44,10 @@ class SqliteSetBook:
                 f"the book of opened rounds {path} is gone, but {mark.name} says there was one: restore it"
             )
         try:
-            self._database = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=_BUSY_TIMEOUT_S)
+            # One thread at a time, which need not be the one that opened it: a daemon is made in one and served in another.
+            self._database = sqlite3.connect(
+                path or ":memory:", isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False
+            )
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)

@@ -3,6 +3,7 @@
 import itertools
 import random
 import sqlite3
+import threading
 
 import numpy as np
 import pytest
@@ -216,6 +217,16 @@ def test_a_book_keeps_the_first_set_of_a_round_also_after_a_restart(tmp_path):
         assert not book.claim(b"c" * 32, b"2" * 32)
         assert book.claim(b"c" * 32, b"1" * 32)
         assert book.claim(b"d" * 32, b"2" * 32)
+
+
+def test_a_book_that_one_thread_opened_serves_another(tmp_path):
+    # A daemon is made by one thread and serves in another.
+    claimed = []
+    with SqliteSetBook(tmp_path / "sets.sqlite") as book:
+        thread = threading.Thread(target=lambda: claimed.append(book.claim(b"c" * 32, b"1" * 32)))
+        thread.start()
+        thread.join()
+    assert claimed == [True]
 
 
 def test_nothing_in_a_book_can_be_changed_or_taken_out(tmp_path):
