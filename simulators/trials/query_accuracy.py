@@ -90,12 +90,17 @@ def _answers(kind: QueryKind, epsilon: float, values: npt.NDArray[np.float64], n
     query = Query(
         name="temperature", period="bench", kind=kind, edges=edges, epsilon=epsilon, min_contributors=len(values)
     )
-    sums = [_rounded_sum(query, values) + _noise_sum(query, len(values)) for _ in range(num_repeats)]
+    exact = _rounded_sum(query, values)
+    sums = []
+    for _ in range(num_repeats):
+        # Whole grid units of all but a mean: rounding them again at random would change nothing.
+        exact = _rounded_sum(query, values) if kind == "mean" else exact
+        sums.append(exact + _noise_sum(query, len(values)))
     return [answer_query(query, total.tolist(), num_reports=len(values), probabilities=_QUANTILES) for total in sums]
 
 
 def _rounded_sum(query: Query, values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """[d] what all devices say before noise; rounding at random is drawn anew each time."""
+    """[d] what all devices say before noise."""
     spec, random = query.privacy_spec(), SecureRandom()
     total = np.zeros(query.num_cells, np.int64)
     for value in values:
