@@ -121,6 +121,8 @@ class SealedUpdate:
     """One for each opener, in the plan's order."""
     signature: bytes
     payload: bytes
+    payload_sha256: bytes
+    """Of the payload itself: computed here, once, and never taken on trust."""
 
     def statement(self, device_id: str) -> Statement:
         """What a device of this name must have signed."""
@@ -130,7 +132,7 @@ class SealedUpdate:
             device_id=device_id,
             num_values=self.num_values,
             min_contributors=self.min_contributors,
-            payload_sha256=hashlib.sha256(self.payload).digest(),
+            payload_sha256=self.payload_sha256,
             ephemeral_key=self.ephemeral_key,
             box_digests=b"".join(hashlib.sha256(box).digest() for box in self.boxes),
         )
@@ -156,6 +158,7 @@ def seal_update(payload: bytes, boxes: Sequence[bytes], statement: Statement, si
         boxes=tuple(boxes),
         signature=sign(filled.bytes_to_sign),
         payload=payload,
+        payload_sha256=filled.payload_sha256,
     )
 
 
@@ -213,6 +216,7 @@ def decode_sealed_update(data: bytes, *, max_bytes: int) -> SealedUpdate:
         boxes.append(box)
     if len(data) < at + SIGNATURE_BYTES:
         raise MalformedSealed("a sealed update that ends before its signature does")
+    payload = data[at + SIGNATURE_BYTES :]
     return SealedUpdate(
         mode=SealedMode(mode),
         context=context,
@@ -221,7 +225,8 @@ def decode_sealed_update(data: bytes, *, max_bytes: int) -> SealedUpdate:
         ephemeral_key=ephemeral_key,
         boxes=tuple(boxes),
         signature=data[at : at + SIGNATURE_BYTES],
-        payload=data[at + SIGNATURE_BYTES :],
+        payload=payload,
+        payload_sha256=hashlib.sha256(payload).digest(),
     )
 
 

@@ -44,14 +44,16 @@ def test_the_readmes_first_command_trains_digits_to_90_percent_and_leaves_curve_
     assert (tmp_path / "flockwise-demo" / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_private_demo_prints_epsilon_next_to_accuracy_and_keeps_to_it(tmp_path):
+def test_the_private_demo_has_helpers_open_its_sums_prints_epsilon_next_to_accuracy_and_keeps_to_it(tmp_path):
     small = ("--devices", "24", "--rounds", "3", "--processes", "2", "--out", "out")
-    done = _run("demo", "--epsilon", "4", *small, cwd=tmp_path)
+    done = _run("demo", "--epsilon", "4", "--confidentiality", "helpers", *small, cwd=tmp_path)
     assert done.returncode == 0, (tmp_path / "stderr.log").read_text()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     let_through = [row["epsilon"] for row in report["rounds"]]
     assert 0 < let_through[0] < let_through[1] < let_through[2] <= 4.0
+    assert "not a proof" in report["who_must_be_believed"]
     text = re.sub(r"\s+", " ", done.stdout)
+    assert "their promise, not a proof" in text
     for row in report["rounds"]:
         assert (
             f"test accuracy {row['test_accuracy']:.2%} loss {row['test_loss']:.4f} epsilon {row['epsilon']:.3f}" in text

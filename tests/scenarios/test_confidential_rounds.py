@@ -111,14 +111,14 @@ class Life:
         state = store.load_latest() or bench.mean.initialize(PRIVATE.initial_weights)
         ids = RoundIds(bench.directory / "last_round_id", start=state.num_commits)
         fleet = FleetCoordinator(
-            population="virtual", bundle=bench.bundle, policy=POLICY, rng=random.Random(1),
+            population="virtual", bundle=bench.bundle, policy=bench.policy, rng=random.Random(1),
             token=random.Random(2 + bench.num_kills).randbytes,
         )  # fmt: skip
         self.openings = open_sums(
             fleet, population="virtual", bundle=bench.bundle, directory=TRUST.directory_bytes, settings=SETTINGS
         )
         self.link = bench.fleet.connect(subscriptions=fleet.subscriptions, sink=self.on_event)
-        aggregator = private_aggregator(bench.mean, bench.bundle.plan, POLICY)
+        aggregator = private_aggregator(bench.mean, bench.bundle.plan, bench.policy)
         self.loop = RoundLoop(
             fleet=fleet, aggregator=LateAggregator.ready(aggregator), state=state,
             schedule=RoundSchedule(num_commits=bench.num_commits, max_abandoned_in_a_row=bench.max_abandoned),
@@ -186,9 +186,10 @@ class Bench:
         seed=7,
         max_abandoned=30,
         num_commits=NUM_COMMITS,
+        policy=POLICY,
     ):
         directory.mkdir(exist_ok=True)
-        self.num_commits = num_commits
+        self.num_commits, self.policy = num_commits, policy
         self.directory, self.bundle, self.max_abandoned = directory, confidential(num_needed), max_abandoned
         self.time, self.mean, self.num_kills = VirtualTime(), RecordingMean(), 0
         self.sealed, self.summaries, self.sent = {}, [], collections.Counter()
@@ -228,7 +229,7 @@ class Bench:
             plain = np.zeros(PRIVATE.plan.num_parameters, np.uint32)
             for name in folded:
                 plain += self.sealed[known.round_id, name]
-            mean = plain.view(np.int32) / (PRIVATE.plan.privacy.units_per_weight * POLICY.report_goal)
+            mean = plain.view(np.int32) / (PRIVATE.plan.privacy.units_per_weight * self.policy.report_goal)
             got = [mean_ for commits, mean_ in self.mean.means if commits == known.base_commits]
             assert any(np.array_equal(one, mean.astype(np.float32)) for one in got), "the sum is not the plain sum"
             assert all(np.array_equal(one, got[0]) for one in got), "one set of contributors, whatever was killed"
@@ -300,6 +301,28 @@ def test_a_kill_of_the_coordinator_anywhere_leaves_one_set_and_an_exact_sum(tmp_
         kill_at += 1
     assert kill_at > 40
     assert num_in_opening > 4, "no kill has come while a sum was being opened"
+
+
+def test_who_comes_back_while_a_sum_is_opened_is_not_added_to_it_by_a_restart(tmp_path):
+    # The goal is not reached: a round that a restart opened again would take the fifth report, and helpers refuse that set.
+    policy = dataclasses.replace(POLICY, report_goal=5, over_selection=1.0)
+    bench = Bench(tmp_path / "b", policy=policy, num_commits=1)
+    late = bench.fleet.devices[0]
+    for helper in bench.helpers.values():
+        helper.start()
+    bench.life.start()
+    bench.fleet.start()
+    assert bench.time.run(until=lambda: bench.sent["assignment"] == 5, limit_s=1000.0)
+    late.link.lose("vanished")
+    assert bench.time.run(until=lambda: bench.life.openings.exchange.answers, limit_s=1000.0)
+    bench.die(bench.life)
+    late.link.start()
+    assert bench.time.run(
+        until=lambda: bench.life.is_alive and bench.life.loop.is_done, limit_s=bench.time.now + 5000.0
+    )
+    bench.check()
+    assert [(summary.num_reports, summary.abandon_reason) for summary in bench.summaries] == [(4, None)]
+    assert bench.life.openings.exchange.counts["second_set"] == 0
 
 
 def test_fewer_than_a_helper_demands_are_not_opened_and_the_round_says_why(tmp_path):

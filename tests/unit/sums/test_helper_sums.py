@@ -278,6 +278,7 @@ def test_a_box_opens_for_its_opener_sender_and_round_alone():
     wrong = [
         (key, public, dataclasses.replace(route, context=bytes(31) + b"\x01")),
         (key, public, dataclasses.replace(route, sender_id="e")),
+        (key, public, dataclasses.replace(route, opener_id="i")),
         (key, public, dataclasses.replace(route, sender_id="dh", opener_id="")),
         (key, other.public_key().public_bytes_raw(), route),
         (other, public, route),
