@@ -200,6 +200,27 @@ def test_a_round_that_comes_again_after_a_later_one_is_refused():
             history.row(round_id, zero, zero)
 
 
+def _released_rows(history, sums):
+    """{round: row without noise}, and the history after them; ``sums`` is {round: sum}."""
+    rows = {}
+    for round_id, total in sums.items():
+        rows[round_id] = history.row(round_id, total, np.zeros_like(total))
+        history = history.after(round_id, total, rows[round_id])
+    return rows, history
+
+
+@pytest.mark.parametrize("device_round", [1, 2, 3, 4, 5, 6])
+def test_after_a_state_was_put_back_no_device_is_in_more_than_it_pays_for(device_round):
+    """Rounds 3 and 4 are lost with the states after them; their numbers are not used again."""
+    one, nothing = np.ones(1, np.int64), np.zeros(1, np.int64)
+    sums = {round_id: one if round_id == device_round else nothing for round_id in range(1, 9)}
+    before, old = _released_rows(empty_history(BANDS, 1), {t: sums[t] for t in (1, 2)})
+    lost, _ = _released_rows(old, {t: sums[t] for t in (3, 4)})
+    after, _ = _released_rows(old, {t: sums[t] for t in (5, 6, 7, 8)})
+    everything = np.array([*before.values(), *lost.values(), *after.values()], np.float64) / band_denominator(BANDS)
+    assert 0 < (everything**2).sum() <= band_price(BANDS)
+
+
 def test_a_round_whose_number_was_used_before_is_refused_before_any_device_is_asked():
     aggregator = _aggregator()
     state = _round(aggregator, aggregator.initialize(BUNDLE.initial_weights), 7)
