@@ -6,6 +6,7 @@ The sum that is opened is the plain sum of the integers that the devices of the 
 import collections
 import dataclasses
 import functools
+import os
 import random
 import types
 
@@ -36,10 +37,12 @@ from edge_client.opener.set_book import SqliteSetBook
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from edge_client.privacy.sealing import PlanSealer
 from edge_client.training import ArrayExamples
+from secure_sum import bfv
 from secure_sum.errors import OpeningFailed
 from secure_sum.helper_rules import answer_as_helper
 from simulators.scenario import load_scenario
 from simulators.virtual_fleet import BadNetwork, BadWorld, VirtualFleet
+from simulators.virtual_key_authority import KEY_AUTHORITY, VirtualKeyAuthority, trust_with_key_authority
 from simulators.virtual_openers import VirtualConfidentiality, VirtualOpener, virtual_helpers
 from simulators.virtual_run import VirtualRun, linear_task, run_virtual
 from simulators.virtual_time import VirtualTime
@@ -115,8 +118,9 @@ class Life:
             token=random.Random(2 + bench.num_kills).randbytes,
         )  # fmt: skip
         self.openings = open_sums(
-            fleet, population="virtual", bundle=bench.bundle, directory=TRUST.directory_bytes, settings=SETTINGS
-        )
+            fleet, population="virtual", bundle=bench.bundle, directory=bench.trust.directory_bytes,
+            encryption_keys=bench.released, settings=SETTINGS,
+        )  # fmt: skip
         self.link = bench.fleet.connect(subscriptions=fleet.subscriptions, sink=self.on_event)
         aggregator = private_aggregator(bench.mean, bench.bundle.plan, bench.policy)
         self.loop = RoundLoop(
@@ -157,12 +161,18 @@ class Life:
         return watched
 
     def _do_watched(self, method, *arguments, **named):
+        if self._kill_at == (method.__name__, 0):
+            raise Killed
         return self._thing(lambda: method(*arguments, **named))
 
     def _publish(self, topic, payload, retain):
         def send():
-            kind = topic.rpartition("/")[2]
-            self._bench.sent[kind] += 1
+            kind, sent = topic.rpartition("/")[2], self._bench.sent
+            # ("piece", -1): the first piece of an order, which goes out when the sum is being opened.
+            is_order = kind == "piece" and sent["opening-request"] and self._kill_at == ("piece", -1)
+            if is_order or self._kill_at == (kind, sent[kind]):
+                raise Killed
+            sent[kind] += 1
             self.link.publish(topic, payload, retain=retain)
 
         self._thing(send)
@@ -175,6 +185,8 @@ class Life:
 
 
 class Bench:
+    trust, released = TRUST, None
+
     def __init__(
         self,
         directory,
@@ -190,17 +202,23 @@ class Bench:
     ):
         directory.mkdir(exist_ok=True)
         self.num_commits, self.policy = num_commits, policy
-        self.directory, self.bundle, self.max_abandoned = directory, confidential(num_needed), max_abandoned
+        self.directory, self.bundle, self.max_abandoned = directory, self.make_bundle(num_needed), max_abandoned
         self.time, self.mean, self.num_kills = VirtualTime(), RecordingMean(), 0
         self.sealed, self.summaries, self.sent = {}, [], collections.Counter()
         self.fleet = VirtualFleet(
             time=self.time, population="virtual", trainer=LinearTrainer(), seed=seed, privacy=RULES,
             examples={SCENARIO.device_id(i): _examples(i) for i in range(NUM_DEVICES)},
             world=world or BadWorld(seconds_per_example=0.05),
-            sealers=lambda name: RecordingSealer(TRUST.sealer(name), name, self.sealed),
+            sealers=lambda name: RecordingSealer(self.trust.sealer(name), name, self.sealed),
         )  # fmt: skip
-        self.helpers = virtual_helpers(self.fleet, CONFIDENTIALITY, books=books)
+        self.helpers = self.make_openers(books)
         self.life = Life(self, kill_at)
+
+    def make_bundle(self, num_needed):
+        return confidential(num_needed)
+
+    def make_openers(self, books):
+        return virtual_helpers(self.fleet, CONFIDENTIALITY, books=books)
 
     def die(self, life):
         self.num_kills += 1
@@ -323,6 +341,36 @@ def test_who_comes_back_while_a_sum_is_opened_is_not_added_to_it_by_a_restart(tm
     bench.check()
     assert [(summary.num_reports, summary.abandon_reason) for summary in bench.summaries] == [(4, None)]
     assert bench.life.openings.exchange.counts["second_set"] == 0
+
+
+class EncryptedBench(Bench):
+    """The same with a key authority."""
+
+    def __init__(self, directory, **options):
+        self.trust = trust_with_key_authority("virtual", [SCENARIO.device_id(i) for i in range(NUM_DEVICES)])
+        self.authority = VirtualKeyAuthority(self.trust)
+        self.released, self.book = self.authority.released, self.authority.new_book()
+        super().__init__(directory, **options)
+
+    def make_bundle(self, num_needed):
+        plan = msgspec.structs.replace(PRIVATE.plan, confidentiality=self.authority.sums())
+        return dataclasses.replace(PRIVATE, plan=plan)
+
+    def make_openers(self, books):
+        desk = self.authority.desk(min_contributors=3, book=self.book)
+        return {KEY_AUTHORITY: VirtualOpener(self.fleet, population="virtual", opener_id=KEY_AUTHORITY, answer=desk)}
+
+
+@pytest.mark.skipif(not os.environ.get("CI") and not bfv.is_available(), reason="TenSEAL is not installed here")
+@pytest.mark.parametrize("kill_at", [("opening-request", 0), ("piece", -1), ("save", 0), ("close_round", 0)])
+def test_a_coordinator_killed_while_a_sum_is_decrypted_asks_for_the_same_total_again(tmp_path, kill_at):
+    """Another total of the same round, or one that is not the set's sum, would be refused for good."""
+    bench = EncryptedBench(tmp_path / "b", kill_at=kill_at, num_commits=1)
+    assert bench.run(helpers=(KEY_AUTHORITY,))
+    bench.check()
+    assert bench.num_kills == 1
+    assert bench.life.openings.exchange.counts["second_set"] == 0
+    assert bench.book.num_wrong_totals() == 0
 
 
 def test_fewer_than_a_helper_demands_are_not_opened_and_the_round_says_why(tmp_path):
