@@ -16,6 +16,7 @@ from flockwise.query_options import bounds_options, question_options
 from flockwise.query_rehearsal import read_values, rehearse
 from flockwise.reporting import one_line_errors, print_json
 from flockwise.serve_confidentiality import confidential_bundle, confidentiality_values, directory_bytes
+from flockwise.serve_encryption import encryption_key_bytes
 from wire_protocol.errors import WireError
 from wire_protocol.query import Query
 from wire_protocol.query_answer import QueryAnswer, answer_query
@@ -132,8 +133,6 @@ def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **as
     if options["rehearse"] is not None:
         return _rehearse(options, question, probabilities)
     config = _config(options, question)
-    if options["confidentiality"] == "he":
-        raise click.UsageError("the sum of answers is not encrypted: use --confidentiality helpers")
     bundle = confidential_bundle(query_bundle(question), options)
     check_private_rounds(bundle.plan, config.policy)
     check_broker_choice(options["broker"])
@@ -203,6 +202,7 @@ def _config(options: dict[str, Any], question: Query) -> "ServerConfig":
         certificate=certificate(options),
         roster_file=roster_in_force(options),
         directory=directory_bytes(options),
+        encryption_keys=encryption_key_bytes(options),
         opening=OpeningSettings(give_up_s=options["opening_timeout_s"]),
     )
 

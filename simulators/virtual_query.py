@@ -1,5 +1,6 @@
 """A question to a whole fleet on virtual time: real agents, real release desks and ledgers, the real coordinator."""
 
+import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 
@@ -7,10 +8,11 @@ import msgspec
 import numpy as np
 
 from coordinator.aggregation import ServerState
+from coordinator.confidential_task import made_confidential
 from coordinator.fleet import FleetCoordinator
 from coordinator.privacy_budget import RoundBudget
 from coordinator.private_sum import check_private_rounds
-from coordinator.query_round import QueryAggregator, answer_in, query_bundle
+from coordinator.query_round import answer_in, query_aggregator, query_bundle
 from coordinator.round_ids import RoundIds
 from coordinator.round_loop import RoundLoop, RoundSchedule
 from coordinator.round_policy import RoundPolicy
@@ -18,12 +20,24 @@ from edge_client.linear_trainer import LinearTrainer
 from edge_client.privacy.rules import PrivacyRules
 from edge_client.training import ArrayExamples, Examples
 from simulators.virtual_fleet import BadWorld, VirtualFleet
-from simulators.virtual_run import VirtualDriver
+from simulators.virtual_openers import VirtualConfidentiality
+from simulators.virtual_run import VirtualDriver, virtual_openings
 from simulators.virtual_time import VirtualTime
+from wire_protocol.confidentiality import Confidentiality
 from wire_protocol.query import Query
 from wire_protocol.query_answer import QueryAnswer
 
-__all__ = ["ask_virtual_fleet", "rehearse_query"]
+__all__ = ["OpenedBy", "ask_virtual_fleet", "rehearse_query"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenedBy:
+    """Who opens the sum of a virtual fleet's answers."""
+
+    way: Confidentiality
+    """As a plan names them."""
+    people: VirtualConfidentiality
+    """Their keys."""
 
 
 class _Forget:
@@ -41,6 +55,7 @@ def ask_virtual_fleet(
     seed: int = 0,
     privacy: PrivacyRules | None = None,
     probabilities: Sequence[float] = (0.25, 0.5, 0.75),
+    opened_by: OpenedBy | None = None,
 ) -> QueryAnswer | None:
     """Asks every device once.
 
@@ -51,6 +66,7 @@ def ask_virtual_fleet(
         seed: Seeds the world; the noise is the operating system's all the same.
         privacy: The rules of the devices' owners.
         probabilities: Of ``quantiles``: which ones.
+        opened_by: Who opens the sum; None shows the coordinator each answer.
 
     Returns:
         The answer; None if fewer than ``query.min_contributors`` answered.
@@ -58,6 +74,8 @@ def ask_virtual_fleet(
     # Seeded on purpose: the same run again meets the same world.
     rng = random.Random(seed)  # noqa: S311
     time, bundle = VirtualTime(), query_bundle(query)
+    if opened_by is not None:
+        bundle = made_confidential(bundle, opened_by.way)
     policy = RoundPolicy(
         report_goal=max(len(examples), query.min_contributors), min_reports=query.min_contributors, over_selection=1.0
     )
@@ -65,10 +83,11 @@ def ask_virtual_fleet(
     fleet = VirtualFleet(
         time=time, population="virtual", examples=examples, trainer=LinearTrainer(), world=world,
         seed=rng.getrandbits(64), privacy=privacy,
+        sealers=None if opened_by is None else opened_by.people.trust.sealer,
     )  # fmt: skip
     coordinator = FleetCoordinator(population="virtual", bundle=bundle, policy=policy, rng=rng, token=rng.randbytes)
     driver = VirtualDriver(time, fleet, coordinator)
-    aggregator = QueryAggregator(bundle.plan)
+    aggregator = query_aggregator(bundle.plan)
     loop = RoundLoop(
         fleet=coordinator,
         aggregator=aggregator,
@@ -79,6 +98,7 @@ def ask_virtual_fleet(
         round_ids=RoundIds(),
         on_round=lambda _summary, _state: None,
         budget=RoundBudget(query.privacy_spec()),
+        openings=virtual_openings(None if opened_by is None else opened_by.people, fleet, coordinator, bundle),
     )
     driver.drive(loop)
     time.run(until=lambda: loop.is_done, limit_s=86400.0)

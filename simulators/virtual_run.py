@@ -37,6 +37,7 @@ __all__ = [
     "held_out_figures",
     "linear_task",
     "run_virtual",
+    "virtual_openings",
 ]
 
 _LINEAR_MODEL = b"the exact linear trainer needs no model file"
@@ -132,7 +133,7 @@ def run_virtual(
     aggregator = private_aggregator(
         aggregator or NumpyMeanAggregator(run.plan.weights, AggregationSpec()), run.plan, run.policy
     )
-    openings = _openings(run.confidentiality, fleet, coordinator, bundle)
+    openings = virtual_openings(run.confidentiality, fleet, coordinator, bundle)
     rounds: list[RoundSummary] = []
 
     def note(summary: RoundSummary, state: ServerState) -> None:
@@ -173,13 +174,13 @@ def run_virtual(
     )
 
 
-def _openings(
+def virtual_openings(
     confidentiality: VirtualConfidentiality | None,
     fleet: VirtualFleet,
     coordinator: FleetCoordinator,
     bundle: TaskBundle,
 ) -> SumOpenings | None:
-    """Switches the openers on, and makes the coordinator one that needs them."""
+    """Switches the openers on, and makes the coordinator one that needs them; None if nobody opens."""
     if confidentiality is None:
         return None
     for opener in virtual_openers(fleet, confidentiality, bundle.plan).values():

@@ -20,8 +20,11 @@ from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from edge_client.run_job import run_job
 from edge_client.training import ArrayExamples, TrainingJob, withdrawal_reason
 from simulators.virtual_fleet import BadNetwork, BadWorld
-from simulators.virtual_query import ask_virtual_fleet, rehearse_query
+from simulators.virtual_key_authority import VirtualKeyAuthority, trust_with_key_authority
+from simulators.virtual_openers import VirtualConfidentiality
+from simulators.virtual_query import OpenedBy, ask_virtual_fleet, rehearse_query
 from simulators.virtual_run import linear_task
+from simulators.virtual_trust import VirtualTrust
 from wire_protocol.integer_updates import decode_integer_update
 from wire_protocol.messages import RoundKind, WithdrawalReason
 from wire_protocol.plan import decode_plan, encode_plan
@@ -103,6 +106,41 @@ def test_owners_who_trust_no_coordinator_answer_in_local_mode_alone():
     assert abs(answer.estimates[1].value - 30) < 6 * answer.noise_stddev
     assert answer.estimates[0].low <= values.mean() + 20
     assert answer.estimates[0].high >= values.mean() - 20
+
+
+def _opened_by(way):
+    devices = list(_fleet(12)[1])
+    if way == "he":
+        trust = trust_with_key_authority("virtual", devices)
+        authority = VirtualKeyAuthority(trust)
+        plan_word = authority.sums()
+    else:
+        trust, authority = VirtualTrust("virtual", devices), None
+        plan_word = trust.helper_sums() if way == "helpers" else trust.masked_sums(devices[:4])
+    people = VirtualConfidentiality(trust=trust, min_contributors=10, key_authority=authority)
+    return OpenedBy(way=plan_word, people=people)
+
+
+@pytest.mark.parametrize("way", ["helpers", "masks", "he"])
+def test_the_sum_of_the_answers_is_opened_by_others_and_the_coordinator_sees_none(way, monkeypatch):
+    seen, fold = [], QueryAggregator.begin
+    monkeypatch.setattr(QueryAggregator, "begin", lambda *args: _watched(fold(*args), seen))
+    values, examples = _fleet(12)
+    query = _query(min_contributors=10, epsilon=3.0)
+    rules = PrivacyRules(budget=PrivacyBudget(epsilon=4.0), confidentiality=frozenset({way}))
+    answer = ask_virtual_fleet(query, examples, world=BadWorld(), privacy=rules, opened_by=_opened_by(way))
+    assert answer.num_reports == 12
+    # Noise of scale 1/3 device on halves: e^-18 that it is more than 12.
+    assert abs(answer.estimates[1].value - 12) < 12
+    assert answer.estimates[0].low <= values.mean() + 20
+    assert seen == []
+    # Owners who take part in such sums alone answer no other question.
+    assert ask_virtual_fleet(query, examples, world=BadWorld(), privacy=rules) is None
+
+
+def _watched(accumulator, seen):
+    accumulator.fold = seen.append
+    return accumulator
 
 
 def test_a_rehearsal_asks_a_virtual_fleet_for_the_values_that_are_given():

@@ -116,7 +116,6 @@ def test_a_dry_run_says_what_an_answer_costs_and_asks_nobody(tmp_path, monkeypat
             "allow-plaintext",
         ),
         (("count", "--low", "0", "--high", "1", "--broker", "mqtts://broker.example"), 2, "no roster"),
-        (("count", "--low", "0", "--high", "1", "--confidentiality", "he"), 2, "use --confidentiality helpers"),
         (("count", "--low", "0", "--high", "1", "--confidentiality", "helpers"), 2, "needs --directory"),
         (("count", "--low", "0", "--high", "1", "--broker", "embedded"), 2, "name the fleet's --broker"),
     ],
