@@ -6,6 +6,7 @@ read, Keras tensors where it is built anew.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -17,8 +18,6 @@ __all__ = ["LayerCall", "follow_calls", "layers_of"]
 
 _Value = TypeVar("_Value")
 _OFF: Final = ("training", False)
-_MODELS: Final = (type(tf.keras.Model(*2 * [tf.keras.Input(())])), tf.keras.Sequential)
-"""The exact classes whose layers are all there is to them; a subclass may do anything."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +79,7 @@ def layers_of(model: Any, *, is_training: bool = True) -> Iterator[tuple[Any, bo
     """The layer of every call, and whether it is called in training."""
     for node in _nodes_of(model):
         mode = is_training and not _is_without_training(node)
-        if type(node.layer) in _MODELS:
+        if type(node.layer) in _plain_models():
             yield from layers_of(node.layer, is_training=mode)
         else:
             yield node.layer, mode
@@ -97,7 +96,7 @@ def _is_without_training(node: Any) -> bool:
 
 def _open(call: LayerCall, apply: Callable[[LayerCall], _Value]) -> list[_Value]:
     inner = call.layer
-    if type(inner) not in _MODELS or not getattr(inner, "inputs", None):
+    if type(inner) not in _plain_models() or not getattr(inner, "inputs", None):
         refuse(
             inner, "is a model with code of its own", "Build it as a functional or Sequential model of exported layers."
         )
@@ -106,3 +105,12 @@ def _open(call: LayerCall, apply: Callable[[LayerCall], _Value]) -> list[_Value]
         what = ", ".join(given) or "more than a list of its inputs"
         refuse(inner, f"is called with {what}", "Call it on its inputs, and with training=False or nothing.")
     return follow_calls(inner, tf.nest.flatten(call.args[0]), apply, is_training=call.is_training)
+
+
+@functools.cache
+def _plain_models() -> tuple[type, ...]:
+    """The exact classes whose layers are all there is to them; a subclass may do anything.
+
+    Asked for when it is needed: the first one has no public name, and building one settles TensorFlow's threads.
+    """
+    return type(tf.keras.Model(*2 * [tf.keras.Input(())])), tf.keras.Sequential

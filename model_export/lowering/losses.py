@@ -47,11 +47,10 @@ def score(loss: LossSpec, output: Tensor, labels: Tensor) -> Scores:
         labels: int32 [B] for sparse categorical cross-entropy, else float32 [B, k].
     """
     if loss.name == "sparse_categorical_crossentropy":
-        hits = tf.equal(tf.argmax(output, -1, tf.int32), labels)
-        return _classes(output, tf.one_hot(labels, output.shape[-1]), hits)
+        numbers = tf.reshape(tf.cast(labels, tf.float32), [-1, 1])
+        return _classes(output, _equals(numbers, _class_numbers(output)), numbers)
     if loss.name == "categorical_crossentropy":
-        hits = tf.equal(tf.argmax(output, -1, tf.int32), tf.argmax(labels, -1, tf.int32))
-        return _classes(output, labels, hits)
+        return _classes(output, labels, _first_largest(labels))
     if loss.name == "binary_crossentropy":
         return _binary(output, labels)
     return _regression(loss, output, labels)
@@ -74,10 +73,28 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Callable[[Ten
     return losses, lambda dloss: (exponentials / totals - labels) * dloss
 
 
-def _classes(logits: Tensor, labels: Tensor, hits: Tensor) -> Scores:
+def _classes(logits: Tensor, labels: Tensor, numbers: Tensor) -> Scores:
+    """Scores one of several classes; ``numbers`` [B, 1] are the right ones."""
     losses, pullback = cross_entropy(logits, labels)
-    share_correct = tf.reshape(tf.cast(hits, tf.float32), losses.shape)
+    share_correct = _equals(_first_largest(logits), numbers)
     return Scores(losses=losses, share_correct=share_correct, absolute_errors=None, pullback=pullback)
+
+
+def _class_numbers(values: Tensor) -> Tensor:
+    """[1, k]: 0 .. k-1. Whole numbers below 2^24 are exact in float32."""
+    return tf.range(float(values.shape[-1]))[None]
+
+
+def _equals(a: Tensor, b: Tensor) -> Tensor:
+    """1 where two whole numbers are equal and 0 elsewhere: EQUAL and ONE_HOT are refused (R2)."""
+    return tf.nn.relu(1.0 - tf.abs(a - b))
+
+
+def _first_largest(values: Tensor) -> Tensor:
+    """[B, 1] the place of the first of the largest values [B, k], as ``tf.argmax`` has it: ARG_MAX is refused (R2)."""
+    is_smaller = positive_mask(tf.reduce_max(values, -1, keepdims=True) - values)
+    places = _class_numbers(values) + is_smaller * float(values.shape[-1])
+    return tf.reduce_min(places, -1, keepdims=True)
 
 
 def _binary(logits: Tensor, labels: Tensor) -> Scores:

@@ -3,7 +3,7 @@
 The rules the lowerings obey, so that XNNPACK takes the whole training step:
 
 R1 every matrix product is a BATCH_MATMUL of rank >= 3; CONV_2D or FULLY_CONNECTED with a variable filter is refused
-R2 masks are arithmetic, ``min(v * LARGE, 1)``; GREATER, CAST and SELECT are refused
+R2 masks are arithmetic, ``min(v * LARGE, 1)``; GREATER, EQUAL, CAST, SELECT, ONE_HOT and ARG_MAX are refused
 R3 strides come from a phase split and slices of stride 1; CONCATENATION takes at most 5 inputs
 R4 RESHAPE is free only where its input and its output each have one consumer
 R5 a TRANSPOSE of the last two axes is folded into every user; perm [1, 0, 3, 2] is not

@@ -62,3 +62,27 @@ def test_an_examples_mask_depends_on_its_own_ticket_alone(tickets):
     together = dropout_mask_array(tickets, 40, 0, 0.5)
     for row, ticket in zip(together, tickets, strict=True):
         np.testing.assert_array_equal(row, dropout_mask_array(np.array([ticket]), 40, 0, 0.5)[0])
+
+
+def test_all_units_look_independent_by_twos_and_threes():
+    num_tickets, num_units = 3000, 784
+    kept = dropout_mask_array(np.arange(num_tickets, dtype=np.int32), num_units, 0, 0.5) - 1
+    scale = np.sqrt(num_tickets)
+    by_twos = (kept.T @ kept)[np.triu_indices(num_units, 1)] / scale
+    # Three units of one row of the hash's table, of one column of it, and any three.
+    starts = np.arange(num_units)
+    by_threes = np.concatenate([
+        (kept * kept[:, (starts + a) % num_units] * kept[:, (starts + b) % num_units]).sum(0) / scale
+        for a in (1, 2, 28, 29, 56, 301) for b in (3, 5, 57, 84, 500, 28 * 13)
+    ])  # fmt: skip
+    for correlations, largest in ((by_twos, 6.0), (by_threes, 5.5)):
+        assert np.abs(correlations).max() < largest
+        assert 0.97 < correlations.std() < 1.03
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.37])
+def test_every_unit_is_dropped_at_the_rate(rate):
+    mask = dropout_mask_array(np.arange(20_000, dtype=np.int32), 400, 3, rate)
+    deviations = ((mask == 0).mean(0) - rate) / np.sqrt(rate * (1 - rate) / len(mask))
+    assert np.abs(deviations).max() < 5
+    assert 0.85 < deviations.std() < 1.15
