@@ -35,7 +35,7 @@ def linear_weights(*, input_shape: tuple[int, ...], num_classes: int) -> tuple[T
 
 
 def softmax_loss_and_gradients(
-    kernel: _Matrix, bias: _Matrix, x: _Matrix, y: npt.NDArray[np.int32]
+    kernel: _Matrix, bias: _Matrix, x: _Matrix, y: npt.NDArray[np.int32], *, clip: float | None = None
 ) -> tuple[StepSums, _Matrix, _Matrix]:
     """Loss sums and gradients of the mean loss.
 
@@ -44,6 +44,7 @@ def softmax_loss_and_gradients(
         bias: [c] weights.
         x: [n, d] inputs.
         y: [n] labels, 0 <= y < c.
+        clip: Largest norm of one example's gradient over both weights; ``None``: any.
 
     Returns:
         The sums over the batch, the gradient of the mean loss by ``kernel`` [d, c], and by ``bias`` [c], in the
@@ -60,6 +61,10 @@ def softmax_loss_and_gradients(
         residual = exponentials / totals
         num_correct = float(np.count_nonzero(logits.argmax(axis=1) == y))
         residual[rows, y] -= 1
+        if clip is not None:
+            # An example's gradient by the kernel is x residual^T: its norm is the product of theirs.
+            norms = np.sqrt((residual**2).sum(axis=1) * ((x**2).sum(axis=1) + 1))
+            residual *= (clip / np.maximum(norms, clip))[:, None]
         residual /= len(y)
         sums = StepSums(loss_sum=float(losses.sum()), num_correct=num_correct, weight_sum=float(len(y)))
         return sums, x.T @ residual, residual.sum(axis=0)
@@ -108,7 +113,8 @@ class _SoftmaxRegression:
     def train_step(self, batch: Batch) -> StepSums:
         kernel, bias = self._weights
         x = batch.x.reshape(len(batch.y), -1)
-        sums, *gradients = softmax_loss_and_gradients(kernel, bias, x, np.asarray(batch.y, np.int32))
+        labels = np.asarray(batch.y, np.int32)
+        sums, *gradients = softmax_loss_and_gradients(kernel, bias, x, labels, clip=self._plan.example_clip)
         self._weights = self._optimizer.step(self._weights, gradients)
         return sums
 

@@ -34,6 +34,12 @@ _OF_THE_LOSS = ("loss", "huber_delta")
 @click.option("--weight-decay", type=float, help="Of adamw, decoupled. [default: 0]")
 @click.option("--proximal-mu", type=float, help="FedProx's term; 0 leaves it out. [default: 0]")
 @click.option(
+    "--per-example-clip",
+    "per_example_clipping_norm",
+    type=click.FloatRange(0, min_open=True),
+    help="Scale each example's gradient to this norm at most, in every step. [default: not done]",
+)
+@click.option(
     "--loss",
     type=click.Choice(get_args(LossName)),
     help="What to minimise. [default: what MODEL was compiled with, or else sparse_categorical_crossentropy]",

@@ -104,7 +104,7 @@ def build_export(
     file = convert(TrainStep(graph, plan))
     files = CheckedFiles(trained=LiteModel(file), gradient_probe=_gradient_probe(file, graph, plan))
     on_stage("comparing LiteRT with Keras")
-    report = check_parity(files, KerasReference(model, graph), graph, plan, initial)
+    report = check_parity(files, KerasReference(model, graph, example_clip=plan.example_clip), graph, plan, initial)
     allowed = tolerances or Tolerances()
     refuse_violations(report, allowed)
     return _result(_Converted(file=file, graph=graph, plan=plan, initial=initial), report, allowed)

@@ -37,10 +37,12 @@ class KerasReference:
     Args:
         model: The Keras model; it is cloned, never changed.
         graph: The same model, read.
+        example_clip: C, if a step clips each example's gradient; Keras then gives them one at a time.
     """
 
-    def __init__(self, model: Any, graph: ModelGraph) -> None:
+    def __init__(self, model: Any, graph: ModelGraph, *, example_clip: float | None = None) -> None:
         self._graph = graph
+        self._clip = example_clip
         self._source = model
         self._clone = FlatClone(model)
         self._model = self._clone.model
@@ -74,17 +76,22 @@ class KerasReference:
         loss_sum = 0.0
         totals = [np.zeros(weight.shape) for weight in self._trainable]
         # The statistics of batch normalisation are those of the whole batch.
-        size = count if self._graph.num_statistics else _PIECE
+        size = count if self._graph.num_statistics else _PIECE if self._clip is None else 1
         for start in range(0, count, size):
             piece = batch.take(np.arange(start, min(start + size, count)))
             piece_loss, gradients = self._gradients(piece.x, piece.labels, self._masks(piece))
             loss_sum += float(piece_loss)
-            for total, gradient in zip(totals, gradients, strict=True):
-                total += gradient.numpy() * (len(piece.x) / count)  # noqa: PLW2901 - adds in place
+            values = [gradient.numpy().astype(np.float64) for gradient in gradients]
+            scale = _clip_scale(values, self._clip) * len(piece.x) / count
+            for total, value in zip(totals, values, strict=True):
+                total += value * scale  # noqa: PLW2901 - adds in place
         return loss_sum, tuple(totals)
 
     def exact_gradients(self, batch: CheckBatch) -> tuple[npt.NDArray[np.float64], ...]:
         """Gradients of the mean loss in float64, from the weights as they are, with dropout; without padding."""
+        if self._clip is not None and len(batch.x) > 1:
+            of_examples = [self.exact_gradients(batch.take(np.array([place]))) for place in range(len(batch.x))]
+            return tuple(np.mean(values, axis=0) for values in zip(*of_examples, strict=True))
         if self._exact is None:
             self._exact = FlatClone(self._source, "float64")
         exact = self._exact
@@ -94,9 +101,10 @@ class KerasReference:
         with tf.GradientTape() as tape:
             loss_sum = self._loss(batch.labels, exact.model(tf.constant(batch.x, tf.float64), training=True))
             mean_loss = loss_sum / len(batch.x)
-        return tuple(
-            gradient.numpy() for gradient in _dense(tape.gradient(mean_loss, exact.of(self._source.trainable_weights)))
-        )
+        gradients = _dense(tape.gradient(mean_loss, exact.of(self._source.trainable_weights)))
+        values = [gradient.numpy() for gradient in gradients]
+        scale = _clip_scale(values, self._clip)
+        return tuple(value * scale for value in values)
 
     def input_gradients(self, batch: CheckBatch) -> npt.NDArray[np.float32]:
         """[n, ...] gradient of each example's loss with respect to that example, with dropout.
@@ -141,7 +149,10 @@ class KerasReference:
         def step(batch: CheckBatch) -> _Weights:
             nonlocal reached
             self.set_weights(reached)
-            _, gradients = self._gradients(batch.x, batch.labels, self._masks(batch))
+            if self._clip is None:
+                _, gradients = self._gradients(batch.x, batch.labels, self._masks(batch))
+            else:
+                gradients = [tf.constant(gradient, tf.float32) for gradient in self.gradients(batch)[1]]
             if plan.proximal_mu:
                 triples = zip(gradients, variables, weights[: len(variables)], strict=True)
                 gradients = [gradient + plan.proximal_mu * (weight - start) for gradient, weight, start in triples]
@@ -196,6 +207,14 @@ def keras_optimizer(plan: TrainingPlan) -> Any:
     if plan.optimizer == "adam":
         return optimizers.Adam(plan.learning_rate, **adaptive)
     return optimizers.AdamW(plan.learning_rate, weight_decay=plan.weight_decay, **adaptive)
+
+
+def _clip_scale(gradients: Sequence[npt.NDArray[np.float64]], clip: float | None) -> float:
+    """What an example's gradients are multiplied by to be clipped; 1 if that is not done."""
+    if clip is None:
+        return 1.0
+    norm = math.sqrt(sum(float(np.sum(gradient**2)) for gradient in gradients))
+    return clip / max(norm, clip)
 
 
 def _dense(gradients: Sequence[Any]) -> list[Any]:

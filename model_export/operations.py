@@ -46,6 +46,7 @@ __all__ = [
     "Node",
     "Operation",
     "Reshape",
+    "weights_of",
 ]
 
 _Pair: TypeAlias = tuple[int, int]
@@ -281,15 +282,15 @@ class ModelGraph:
         """For each node, whether anything trainable lies at or before it: whether its gradient is wanted."""
         reached: list[bool] = []
         for node in self.nodes:
-            own = any(position < len(self.weight_shapes) for position in _weights_of(node.operation))
+            own = any(position < len(self.weight_shapes) for position in weights_of(node.operation))
             reached.append(own or any(reached[source] for source in node.inputs))
         return tuple(reached)
 
 
-def _weights_of(operation: Operation) -> tuple[int, ...]:
+def weights_of(operation: Operation) -> tuple[int, ...]:
     """Positions of the weights that an operation reads."""
     if isinstance(operation, Conv2DMaxPool):
-        return _weights_of(operation.convolution)
+        return weights_of(operation.convolution)
     if isinstance(operation, Attention):
         return (*operation.kernels, *operation.biases)
     positions = (getattr(operation, name, None) for name in _WEIGHT_FIELDS)

@@ -4,6 +4,7 @@ from typing import Literal, NotRequired, TypedDict, Unpack
 
 import msgspec
 
+from model_export.example_clipping import refuse_unclippable
 from model_export.operations import ModelGraph
 from wire_protocol.errors import MalformedMessage
 from wire_protocol.plan import TensorSpec, TrainingPlan, decode_plan, encode_plan
@@ -27,6 +28,7 @@ class PlanFields(TypedDict):
     num_epochs: NotRequired[int]
     max_steps: NotRequired[int]
     min_examples: NotRequired[int]
+    per_example_clipping_norm: NotRequired[float]
     seed: NotRequired[int]
 
 
@@ -39,7 +41,10 @@ def plan_for_graph(graph: ModelGraph, **fields: Unpack[PlanFields]) -> TrainingP
 
     Raises:
         MalformedMessage: A field is out of its range; names it.
+        UnsupportedModel: An example's gradient cannot be clipped in this model; names the layer.
     """
+    if "per_example_clipping_norm" in fields:
+        refuse_unclippable(graph)
     try:
         plan = TrainingPlan(
             input_shape=graph.input_shape,

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from model_export.lowering.forward import LoweredModel
 from model_export.lowering.losses import score
-from model_export.lowering.tensor_types import Tensor, positive_mask
+from model_export.lowering.tensor_types import Pullback, Tensor, positive_mask
 from model_export.operations import ModelGraph
 from model_export.optimizers import ProximalTerm, build_optimizer
 from wire_protocol import model_contract as contract
@@ -45,6 +45,7 @@ class TrainStep(tf.Module):
         self._weights = [tf.Variable(tf.zeros(s), name=n) for n, s in zip(names, shapes, strict=True)]
         self._num_trainable = graph.num_trainable
         trainable = self._weights[: self._num_trainable]
+        self._clip = plan.example_clip
         self._optimizer = build_optimizer(plan, trainable)
         self._proximal_term = ProximalTerm(trainable) if plan.proximal_mu else None
 
@@ -76,10 +77,14 @@ class TrainStep(tf.Module):
         weights = [variable.read_value() for variable in self._weights]
         mask = positive_mask(inputs[contract.EXAMPLE_WEIGHT])
         run = self._lowered.forward(weights, inputs[contract.X], inputs.get(contract.DROPOUT_TICKET), mask)
-        figures, dlogits = self._score(run.logits, inputs)
+        figures, factors, pullback = self._score(run.logits, inputs)
         rate = inputs[contract.LEARNING_RATE]
         are_descents = self._optimizer.takes_descents
-        gradients = run.weight_gradients(dlogits * rate if are_descents else dlogits)
+        factors = factors * rate if are_descents else factors
+        if self._clip is None:
+            gradients = run.weight_gradients(pullback(factors))
+        else:
+            gradients = run.clipped_gradients(pullback(tf.ones_like(factors)), self._clip, factors)
         trained, statistics = weights[: self._num_trainable], weights[self._num_trainable :]
         gradients, falls = gradients[: self._num_trainable], gradients[self._num_trainable :]
         if self._proximal_term is not None:
@@ -116,8 +121,8 @@ class TrainStep(tf.Module):
             self._proximal_term.reset(weights[: self._num_trainable])
         return {contract.OK: tf.constant([1], tf.int32)}
 
-    def _score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """The figures of a batch, and the gradient of the mean loss with respect to the logits."""
+    def _score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Pullback]:
+        """The figures of a batch, each example's share in the mean loss, [B, 1], and the losses' pullback to the logits."""
         weight = tf.reshape(inputs[contract.EXAMPLE_WEIGHT], [self._batch_size, 1])
         scores = score(self._graph.loss, logits, inputs[contract.LABEL])
         weight_sum = tf.reshape(tf.reduce_sum(weight), [1])
@@ -134,7 +139,7 @@ class TrainStep(tf.Module):
         }
         if scores.absolute_errors is not None:
             figures[contract.ABSOLUTE_ERROR_SUM] = weighted_sum(scores.absolute_errors)
-        return figures, scores.pullback(weight * (1.0 / tf.maximum(weight_sum, _LEAST_WEIGHT_SUM)))
+        return figures, weight * (1.0 / tf.maximum(weight_sum, _LEAST_WEIGHT_SUM)), scores.pullback
 
     def _stored_shape(self, index: int) -> list[int]:
         shape = list(self._graph.weight_shapes[index])

@@ -22,6 +22,9 @@ may run before it: the file holds no weights, ``save`` would hand out uninitiali
 order. ``proximal_mu`` is an input only of a file exported with a proximal term (``TrainingPlan.proximal_mu`` > 0); the
 figures never contain the term.
 
+A plan with ``per_example_clipping_norm`` C goes with a file whose ``train`` scales each example's gradient, over all
+weights that train, by ``C / max(norm, C)`` before they are weighted and added up; inputs and figures are the same.
+
 Batch normalisation in ``train`` uses the mean and variance of the examples whose weight is above 0, and moves its moving
 statistics towards them as Keras does, whatever the optimizer; a batch of padding alone leaves them. ``evaluate`` and
 ``infer`` use the moving ones, and a frozen layer always does.

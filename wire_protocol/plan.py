@@ -117,12 +117,17 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     confidentiality: Confidentiality | msgspec.UnsetType = msgspec.UNSET
     """Who opens the sum of the updates, which the coordinator then never sees one by one. Left out of the bytes of any
     other plan."""
+    per_example_clipping_norm: Annotated[float, msgspec.Meta(gt=0)] | msgspec.UnsetType = msgspec.UNSET
+    """C of the model file's steps: each example's gradient is scaled to a norm of at most C over all weights before the
+    mean is taken (see docs/privacy.md for what that promises, and what not). Left out of the bytes of any other plan."""
     contract_version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epsilon", "weight_decay", "proximal_mu", "huber_delta"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite")
+        if self.example_clip is not None:
+            _check_example_clip(self)
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
             raise ValueError(f"momentum and nesterov belong to sgd, not to {self.optimizer}")
         if self.nesterov and not self.momentum:
@@ -153,6 +158,11 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return "int32" if self.loss == "sparse_categorical_crossentropy" else "float32"
 
     @property
+    def example_clip(self) -> float | None:
+        """C of clipping each example's gradient; ``None``: that is not done."""
+        return None if self.per_example_clipping_norm is msgspec.UNSET else self.per_example_clipping_norm
+
+    @property
     def sealing_blobs(self) -> tuple[BlobRef, ...]:
         """What a device must have beside plan, model and checkpoint to seal its update; nothing of most plans."""
         return () if self.confidentiality is msgspec.UNSET else self.confidentiality.blobs
@@ -180,6 +190,16 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def update_bytes(self) -> int:
         """Size of the tensor data of a checkpoint or client update, in bytes."""
         return 4 * self.num_parameters
+
+
+def _check_example_clip(plan: TrainingPlan) -> None:
+    """What an example does to the others' statistics has no norm of its own."""
+    if not math.isfinite(plan.example_clip or 0):
+        raise ValueError("per_example_clipping_norm must be finite")
+    if plan.num_statistics:
+        raise ValueError(
+            "per_example_clipping_norm does not go with moving statistics: they mix the examples of a batch"
+        )
 
 
 def _check_query(query: Query, plan: TrainingPlan) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from coordinator.errors import UnsupportedAggregation
 from wire_protocol.plan import TrainingPlan
 
 __all__ = ["ClientOptimizer"]
@@ -23,9 +24,17 @@ class ClientOptimizer(tff.learning.optimizers.Optimizer[Any, Any, Any]):
 
     Args:
         plan: Names the optimizer and its constants.
+
+    Raises:
+        UnsupportedAggregation: The plan clips each example's gradient, and TFF gives a batch's alone.
     """
 
     def __init__(self, plan: TrainingPlan) -> None:
+        if plan.example_clip is not None:
+            raise UnsupportedAggregation(
+                "TFF's simulation sees the gradient of a whole batch and cannot clip each example's; simulate the plan "
+                "without per_example_clipping_norm, or run its devices (flockwise demo)"
+            )
         self._plan = plan
 
     def initialize(self, specs: Any) -> Any:

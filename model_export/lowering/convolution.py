@@ -12,6 +12,7 @@ import tensorflow as tf
 from model_export.lowering.dense import LayerPullback
 from model_export.lowering.phases import fit_to_windows, split_phases
 from model_export.lowering.tensor_types import Tensor, concatenate, plus
+from model_export.lowering.weight_gradients import Pieces
 from model_export.lowering.windows import WindowAxis
 
 __all__ = ["convolve", "convolve_few_channels", "convolve_pointwise", "convolve_transposed"]
@@ -38,7 +39,7 @@ def convolve(
     batch, num_out, num_pixels = x.shape[0], kernel.shape[3], rows.output * cols.output
     y = _multiply_rows(gathered, kernel)
 
-    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Pieces]:
         pixels = tf.reshape(dy, [batch, 1, num_pixels, num_out])
         dkernel = _kernel_gradient(pixels, gathered, kernel.shape.as_list())
         if not needs_dx:
@@ -71,9 +72,9 @@ def convolve_few_channels(
     weights = tf.reshape(kernel, [1, -1, num_out])
     y = tf.reshape(tf.matmul(taps, weights, transpose_a=True), [batch, rows.output, cols.output, num_out])
 
-    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Pieces]:
         per_image = tf.matmul(taps, tf.reshape(dy, [batch, num_pixels, num_out]))
-        return None, tf.reshape(tf.reduce_sum(per_image, 0), kernel.shape)
+        return None, Pieces(pieces=[per_image], assemble=lambda sums: tf.reshape(sums[0], kernel.shape))
 
     return y, pullback
 
@@ -86,12 +87,13 @@ def convolve_pointwise(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Te
     weights = tf.reshape(kernel, [1, channels, num_out])
     y = tf.reshape(tf.matmul(pixels, weights), [batch, height, width, num_out])
 
-    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Pieces]:
         dy_pixels = tf.reshape(dy, [1, batch * height * width, num_out])
         # An image at a time, then over the batch, as for a bias.
         of_images = tf.reshape(x, [batch, height * width, channels])
         dy_images = tf.reshape(dy, [batch, height * width, num_out])
-        dkernel = tf.reshape(tf.reduce_sum(tf.matmul(of_images, dy_images, transpose_a=True), 0), kernel.shape)
+        per_image = tf.matmul(of_images, dy_images, transpose_a=True)
+        dkernel = Pieces(pieces=[per_image], assemble=lambda sums: tf.reshape(sums[0], kernel.shape))
         if not needs_dx:
             return None, dkernel
         return tf.reshape(tf.matmul(dy_pixels, weights, transpose_b=True), x.shape), dkernel
@@ -121,7 +123,7 @@ def convolve_transposed(
     blank, unfit = fit_to_windows(tf.zeros([batch, rows.size, cols.size, num_out]), rows, cols)
     phases, join = split_phases(blank, rows.stride, cols.stride)
 
-    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Pieces]:
         fitted, _ = fit_to_windows(dy, rows, cols)
         gathered = _gather_rows(split_phases(fitted, rows.stride, cols.stride)[0], rows, cols)
         dkernel = _kernel_gradient(pixels, gathered, kernel.shape.as_list())
@@ -182,11 +184,14 @@ def _tap(rows: WindowAxis, cols: WindowAxis, a: int, b: int) -> tuple[int, int, 
     return row_phase * cols.stride + col_phase, i, j
 
 
-def _kernel_gradient(dy_pixels: Tensor, gathered: Sequence[Tensor], kernel_shape: list[int]) -> Tensor:
-    """``dy_pixels`` [B, 1, pixels, O] against each kernel row's taps, summed over the batch."""
+def _kernel_gradient(dy_pixels: Tensor, gathered: Sequence[Tensor], kernel_shape: list[int]) -> Pieces:
+    """``dy_pixels`` [B, 1, pixels, O] against each kernel row's taps."""
     transposed = tf.transpose(dy_pixels, [1, 0, 3, 2])
-    per_row = [tf.transpose(tf.reduce_sum(tf.matmul(transposed, row), 1), [0, 2, 1]) for row in gathered]
-    return tf.reshape(concatenate(per_row, 0), kernel_shape)
+
+    def assemble(sums: list[Tensor]) -> Tensor:
+        return tf.reshape(concatenate([tf.transpose(row, [0, 2, 1]) for row in sums], 0), kernel_shape)
+
+    return Pieces(pieces=[tf.matmul(transposed, row) for row in gathered], assemble=assemble, axis=1)
 
 
 def _phase_gradients(

@@ -5,7 +5,8 @@ import tensorflow as tf
 from model_export.lowering.dense import LayerPullback
 from model_export.lowering.phases import fit_to_windows, split_phases
 from model_export.lowering.pooling import read_taps, write_taps
-from model_export.lowering.tensor_types import Tensor, concatenate, plus
+from model_export.lowering.tensor_types import Pullback, Tensor, concatenate, plus
+from model_export.lowering.weight_gradients import Pieces
 from model_export.lowering.windows import WindowAxis
 
 __all__ = ["convolve_depthwise"]
@@ -35,19 +36,17 @@ def convolve_depthwise(x: Tensor, kernel: Tensor, rows: WindowAxis, cols: Window
     for value, factor in zip(values, factors, strict=True):
         y = plus(y, value * factor)
 
-    def pullback(dy: Tensor) -> tuple[Tensor, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor, Pieces]:
         # An image at a time, then over the batch, as for a bias.
-        per_tap = [
-            tf.reduce_sum(tf.reduce_sum(value * dy, [1, 2], keepdims=True), 0, keepdims=True) for value in values
-        ]
-        dkernel = tf.reshape(concatenate(per_tap, 0), kernel.shape)
+        per_tap = [tf.reduce_sum(value * dy, [1, 2], keepdims=True) for value in values]
+        dkernel = Pieces(pieces=per_tap, assemble=lambda sums: tf.reshape(concatenate(sums, 0), kernel.shape))
         dphases = write_taps([dy * factor for factor in factors], taps, phases, rows, cols)
         return unrepeat(unfit(join(dphases))), dkernel
 
     return y, pullback
 
 
-def _repeat_channels(x: Tensor, times: int) -> tuple[Tensor, LayerPullback]:
+def _repeat_channels(x: Tensor, times: int) -> tuple[Tensor, Pullback]:
     """Each channel ``times`` over, side by side."""
     if times == 1:
         return x, lambda dy: dy

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from model_export.dropout import dropout_mask
 from model_export.lowering.activations import ACTIVATIONS, PARAMETRIC
+from model_export.lowering.clipping import add_up, clip_and_add_up
 from model_export.lowering.convolution import convolve, convolve_few_channels, convolve_pointwise
-from model_export.lowering.dense import LayerPullback, add_bias, dense
+from model_export.lowering.dense import DensePullback, LayerPullback, add_bias, dense
 from model_export.lowering.frozen import run_frozen
 from model_export.lowering.fusion import fuse, suits_winograd
 from model_export.lowering.layers import (
@@ -35,7 +36,8 @@ from model_export.lowering.parts import (
     splits,
 )
 from model_export.lowering.pooling import average_pool, global_average_pool, max_pool
-from model_export.lowering.tensor_types import Pullback, Tensor, plus
+from model_export.lowering.tensor_types import Pullback, Tensor
+from model_export.lowering.weight_gradients import Gradient, OuterProducts
 from model_export.lowering.windows import WindowAxis, plan_axis
 from model_export.lowering.winograd import convolve_winograd, convolve_winograd_max_pool
 from model_export.operations import (
@@ -69,6 +71,9 @@ class ForwardPass:
     weight_gradients: Callable[[Tensor], list[Tensor]]
     """Gradient of the logits -> gradients of the travelling weights, in order and in their stored layout; of a moving
     statistic how far it falls."""
+    clipped_gradients: Callable[[Tensor, float, Tensor], list[Tensor]]
+    """Gradients of the examples' own losses by the logits, a clip C, and factors [B, 1] -> the sum over the examples of
+    each one's gradient, scaled to a norm of at most C over all weights, times its factor (see ``clipping``)."""
 
 
 class LoweredModel:
@@ -109,11 +114,17 @@ class LoweredModel:
                 pullbacks.append(_no_gradients)
                 continue
             run = functools.partial(self._run, node, weights=weights, tickets=tickets, mask=mask)
-            value, pullback = run_in_parts(run, inputs, self._parts_of(node, inputs))
+            value, pullback = run_in_parts(run, inputs, self._parts_of(node, inputs) if is_wanted else 1)
             values.append(value)
             pullbacks.append(pullback)
         (logits,) = in_parts(values[-1], 1)
-        return ForwardPass(logits=logits, weight_gradients=lambda dy: self._backward(pullbacks, values, dy))
+        return ForwardPass(
+            logits=logits,
+            weight_gradients=lambda dy: add_up(self._backward(pullbacks, values, dy)),
+            clipped_gradients=lambda dy, clip, factors: clip_and_add_up(
+                self._backward(pullbacks, values, dy), clip, factors
+            ),
+        )
 
     def output(self, logits: Tensor) -> Tensor:
         """What the Keras model gives: the logits, or their softmax or sigmoid."""
@@ -128,9 +139,10 @@ class LoweredModel:
 
     def _backward(
         self, pullbacks: Sequence[PartsPullback], values: Sequence[Sequence[Tensor]], dlogits: Tensor
-    ) -> list[Tensor]:
+    ) -> list[list[Gradient]]:
+        """Of each travelling weight, the gradients of the batch's parts (of a weight that is used twice, of both uses)."""
         gradients: dict[int, list[Tensor]] = {self._graph.logits: in_parts([dlogits], len(values[-1]))}
-        of_weights: dict[int, Tensor] = {}
+        of_weights: dict[int, list[Gradient]] = {}
         for position in reversed(range(self._graph.logits + 1)):
             if not self._wanted[position] or position not in gradients:
                 continue
@@ -139,8 +151,8 @@ class LoweredModel:
                 if gradient is not None and self._wanted[source]:
                     met = gradients.get(source)
                     gradients[source] = gradient if met is None else [a + b for a, b in zip(met, gradient, strict=True)]
-            for weight, gradient in to_weights.items():
-                of_weights[weight] = plus(of_weights.get(weight), gradient)
+            for weight, in_parts_of_batch in to_weights.items():
+                of_weights.setdefault(weight, []).extend(in_parts_of_batch)
         return [of_weights[position] for position in range(len(self._graph.weight_shapes))]
 
     def _run(
@@ -221,13 +233,14 @@ def _frozen_in_stored_layout(graph: ModelGraph) -> list[npt.NDArray[np.float32]]
     ]
 
 
-def _dense(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Tensor, LayerPullback]:
+def _dense(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[Tensor, DensePullback]:
     """A Dense layer on inputs of any rank: all axes but the last are rows."""
     if len(x.shape) == 2:  # noqa: PLR2004 - [batch, features]
-        return dense(x, kernel, needs_dx=needs_dx)
-    y, rows_pullback = dense(tf.reshape(x, [-1, x.shape[-1]]), kernel, needs_dx=needs_dx)
+        return dense(x, kernel, num_examples=x.shape[0], needs_dx=needs_dx)
+    rows = tf.reshape(x, [-1, x.shape[-1]])
+    y, rows_pullback = dense(rows, kernel, num_examples=x.shape[0], needs_dx=needs_dx)
 
-    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor | None, OuterProducts]:
         dx, dkernel = rows_pullback(tf.reshape(dy, y.shape))
         return (None if dx is None else tf.reshape(dx, x.shape)), dkernel
 

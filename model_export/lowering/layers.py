@@ -28,7 +28,7 @@ from model_export.layer_operations import (
 from model_export.lowering.attention import attend
 from model_export.lowering.batch_normalization import batch_normalize, moving_normalize
 from model_export.lowering.convolution import convolve_transposed
-from model_export.lowering.dense import LayerPullback
+from model_export.lowering.dense import DensePullback, LayerPullback, sum_to
 from model_export.lowering.depthwise import convolve_depthwise
 from model_export.lowering.embedding import embed
 from model_export.lowering.merging import ManyPullback, concatenate_all, merge, up_sample
@@ -37,11 +37,12 @@ from model_export.lowering.phases import pad_image
 from model_export.lowering.pooling import global_max_pool
 from model_export.lowering.recurrent import run_recurrent
 from model_export.lowering.tensor_types import Pullback, Tensor
+from model_export.lowering.weight_gradients import Gradient, Pieces
 from model_export.lowering.windows import WindowAxis, plan_axis
 
 __all__ = ["LAYERS", "Call", "Gradients", "NodePullback", "kernel_on_images", "on_images", "unary", "with_kernel"]
 
-Gradients: TypeAlias = tuple[Sequence[Tensor | None], dict[int, Tensor]]
+Gradients: TypeAlias = tuple[Sequence[Tensor | None], dict[int, Gradient]]
 NodePullback: TypeAlias = Callable[[Tensor], Gradients]
 """Gradient of a node's result -> gradients of its inputs (``None``: not wanted), and of its weights by position."""
 
@@ -75,7 +76,7 @@ def unary(lowered: tuple[Tensor, Pullback]) -> tuple[Tensor, NodePullback]:
     return y, lambda dy: ((pullback(dy),), {})
 
 
-def with_kernel(position: int, lowered: tuple[Tensor, LayerPullback]) -> tuple[Tensor, NodePullback]:
+def with_kernel(position: int, lowered: tuple[Tensor, LayerPullback | DensePullback]) -> tuple[Tensor, NodePullback]:
     """An operation of one input and one weight."""
     y, layer_pullback = lowered
 
@@ -102,9 +103,9 @@ def kernel_on_images(
         return function(x, kernel)
     y, image_pullback = function(tf.expand_dims(x, 1), tf.expand_dims(kernel, 0))
 
-    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Pieces]:
         dx, dkernel = image_pullback(tf.reshape(dy, y.shape))
-        return (None if dx is None else tf.reshape(dx, x.shape)), tf.reshape(dkernel, kernel.shape)
+        return None if dx is None else tf.reshape(dx, x.shape), dkernel.then(lambda of: tf.reshape(of, kernel.shape))
 
     return tf.reshape(y, [y.shape[0], *y.shape[2:]]), pullback
 
@@ -178,20 +179,14 @@ def _normalized(call: Call, lowered: tuple[Tensor, Pullback]) -> tuple[Tensor, N
     y = y if operation.beta is None else y + call.weights[operation.beta]
 
     def pullback(dy: Tensor) -> Gradients:
-        of_weights = {}
+        of_weights: dict[int, Gradient] = {}
         if operation.beta is not None:
-            of_weights[operation.beta] = _sum_to(dy, call.weights[operation.beta])
+            of_weights[operation.beta] = sum_to(dy, call.weights[operation.beta])
         if operation.gamma is not None:
-            of_weights[operation.gamma] = _sum_to(dy * h, gamma)
+            of_weights[operation.gamma] = sum_to(dy * h, gamma)
         return (pullback_of_h(dy if gamma is None else dy * gamma),), of_weights
 
     return y, pullback
-
-
-def _sum_to(value: Tensor, weight: Tensor) -> Tensor:
-    """Sums over the leading axes, an example at a time and then over the batch, as for a bias."""
-    inner = list(range(1, len(value.shape) - len(weight.shape)))
-    return tf.reduce_sum(tf.reduce_sum(value, inner) if inner else value, 0)
 
 
 def _affine(call: Call) -> tuple[Tensor, NodePullback]:

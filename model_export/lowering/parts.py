@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from model_export.lowering.fusion import suits_winograd
 from model_export.lowering.layers import NodePullback
-from model_export.lowering.tensor_types import Tensor, plus
+from model_export.lowering.tensor_types import Tensor
+from model_export.lowering.weight_gradients import Gradient
 from model_export.operations import (
     Activation,
     Add,
@@ -28,9 +29,9 @@ from model_export.operations import (
 
 __all__ = ["PartsGradients", "PartsPullback", "count_parts", "in_parts", "keeps_parts", "run_in_parts", "splits"]
 
-PartsGradients: TypeAlias = tuple[Sequence[list[Tensor] | None], dict[int, Tensor]]
+PartsGradients: TypeAlias = tuple[Sequence[list[Tensor] | None], dict[int, list[Gradient]]]
 PartsPullback: TypeAlias = Callable[[Sequence[Tensor]], PartsGradients]
-"""As ``NodePullback``, of a batch that lies in parts."""
+"""As ``NodePullback``, of a batch that lies in parts; a weight has a gradient in each."""
 
 _MAX_PART_BYTES: Final = 400 * 1024
 """Of one Winograd product: two that are read and one that is written about fill a second-level cache of 1 MB."""
@@ -82,10 +83,10 @@ def run_in_parts(
     def pullback(dys: Sequence[Tensor]) -> PartsGradients:
         results = [part_pullback(dy) for part_pullback, dy in zip(pullbacks, dys, strict=True)]
         to_inputs = zip(*(to_inputs for to_inputs, _ in results), strict=True)
-        of_weights: dict[int, Tensor] = {}
+        of_weights: dict[int, list[Gradient]] = {}
         for _, to_weights in results:
             for position, gradient in to_weights.items():
-                of_weights[position] = plus(of_weights.get(position), gradient)
+                of_weights.setdefault(position, []).append(gradient)
         return [
             None if parts[0] is None else in_parts(parts, len(given))
             for parts, given in zip(to_inputs, inputs, strict=False)

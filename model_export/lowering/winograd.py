@@ -19,6 +19,7 @@ from model_export.lowering.dense import LayerPullback
 from model_export.lowering.phases import interleave, pad_image, split_phases
 from model_export.lowering.pooling import max_of_phases
 from model_export.lowering.tensor_types import Tensor, concatenate
+from model_export.lowering.weight_gradients import Pieces
 from model_export.lowering.windows import WindowAxis
 
 __all__ = ["MIN_CHANNELS", "convolve_phases", "convolve_winograd", "convolve_winograd_max_pool"]
@@ -31,7 +32,7 @@ _FILTER_TRANSFORM = np.kron(_G, _G)[None].astype(np.float32)
 """[1, 16, 9]: the filter transform as one matrix product."""
 
 _FOUR = range(4)
-_PhasesPullback: TypeAlias = Callable[[Sequence[Tensor]], tuple[Tensor | None, Tensor]]
+_PhasesPullback: TypeAlias = Callable[[Sequence[Tensor]], tuple[Tensor | None, Pieces]]
 
 
 def convolve_winograd(
@@ -47,7 +48,7 @@ def convolve_winograd(
     image = interleave([tf.reshape(phase, shape) for phase in flat], 2, 2)
     y, uncrop = pad_image(image, (0, -odd_rows), (0, -odd_cols))
 
-    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Pieces]:
         dys, _ = split_phases(uncrop(dy), 2, 2)
         dx, dkernel = phases_pullback([tf.reshape(d, flat[0].shape) for d in dys])
         return (None if dx is None else unpad(dx)), dkernel
@@ -70,7 +71,7 @@ def convolve_winograd_max_pool(
     pooled, pool_pullback = max_of_phases(flat)
     y = tf.reshape(pooled, [x.shape[0], rows.output // 2, cols.output // 2, kernel.shape[3]])
 
-    def pullback(dy: Tensor) -> tuple[Tensor | None, Tensor]:
+    def pullback(dy: Tensor) -> tuple[Tensor | None, Pieces]:
         dx, dkernel = phases_pullback(pool_pullback(tf.reshape(dy, pooled.shape)))
         return (None if dx is None else unpad(dx)), dkernel
 
@@ -92,7 +93,7 @@ def convolve_phases(x: Tensor, kernel: Tensor, *, needs_dx: bool) -> tuple[list[
     inputs = _transform_input(x)
     phases = _transform_output([tf.matmul(v, u) for v, u in zip(inputs, filters, strict=True)])
 
-    def pullback(dys: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
+    def pullback(dys: Sequence[Tensor]) -> tuple[Tensor | None, Pieces]:
         batch, tiles, num_out = phases[0].shape[1:]
         # The transpose comes before the transform: four transposes instead of sixteen.
         turned = [tf.transpose(tf.reshape(dy, [batch, 1, tiles, num_out]), [1, 0, 3, 2]) for dy in dys]
@@ -115,18 +116,29 @@ def _transform_filter(kernel: Tensor) -> list[Tensor]:
     ]
 
 
-def _filter_gradient(turned: Sequence[Tensor], inputs: Sequence[Tensor], kernel_shape: list[int]) -> Tensor:
+def _filter_gradient(turned: Sequence[Tensor], inputs: Sequence[Tensor], kernel_shape: list[int]) -> Pieces:
     """The transpose of ``_transform_filter``, after the products with the transformed inputs."""
     channels, num_out = kernel_shape[2:]
-    per_element = [
-        tf.reshape(
-            tf.transpose(tf.reduce_sum(tf.matmul(m, v), 1), [0, 2, 1]),
-            [1, 1, channels * num_out],
-        )
-        for m, v in zip(turned, inputs, strict=True)
-    ]
-    transposed = np.ascontiguousarray(_FILTER_TRANSFORM.transpose(0, 2, 1))
-    return tf.reshape(tf.matmul(transposed, concatenate(per_element, 1)), kernel_shape)
+
+    def assemble(sums: list[Tensor]) -> Tensor:
+        per_element = [tf.reshape(tf.transpose(total, [0, 2, 1]), [1, 1, channels * num_out]) for total in sums]
+        transposed = np.ascontiguousarray(_FILTER_TRANSFORM.transpose(0, 2, 1))
+        return tf.reshape(tf.matmul(transposed, concatenate(per_element, 1)), kernel_shape)
+
+    products = [tf.matmul(m, v) for m, v in zip(turned, inputs, strict=True)]
+    return Pieces(pieces=products, assemble=assemble, axis=1, unmix=_transpose_filter)
+
+
+def _transpose_filter(products: Sequence[Tensor]) -> list[Tensor]:
+    """G^T m G by sums: 16 products -> the nine elements of the kernel."""
+    by_row = [_combine_filter(products[4 * i : 4 * i + 4]) for i in _FOUR]
+    return [element for b in range(3) for element in _combine_filter([row[b] for row in by_row])]
+
+
+def _combine_filter(m: Sequence[Tensor]) -> list[Tensor]:
+    """G^T along one axis."""
+    half = (m[1] + m[2]) * 0.5
+    return [m[0] + half, (m[1] - m[2]) * 0.5, half - m[3]]
 
 
 def _transform_input(x: Tensor) -> list[Tensor]:

@@ -62,6 +62,9 @@ def rival_commands(
         YARDSTICK: [sys.executable, "-m", f"{modules}.lite_worker", "litert", str(files["exported"]), str(num_threads)],
         "TensorFlow graph": [sys.executable, "-m", f"{modules}.keras_worker", str(num_threads), *shape],
     }
+    if "clipped" in files:
+        clipped = [sys.executable, "-m", f"{modules}.lite_worker", "litert", str(files["clipped"]), str(num_threads)]
+        commands["LiteRT, each example clipped"] = clipped
     if "flex" in files:
         flex = [sys.executable, "-m", f"{modules}.lite_worker", "flex", str(files["flex"]), str(num_threads)]
         commands["Flex file in TensorFlow's interpreter"] = flex

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import tensorflow as tf
 
 from model_export.conversion import convert
@@ -23,7 +24,10 @@ def bench_model(dropout: float) -> Any:
     return tf.keras.Sequential([tf.keras.layers.InputLayer((28, 28, 1)), *kept])
 
 
-def write_exported_file(path: Path, batch_size: int, dropout: float) -> None:
+def write_exported_file(path: Path, batch_size: int, dropout: float, *, example_clip: float | None = None) -> None:
     """The file that ``flockwise export`` would write (without its parity check)."""
     graph = read_graph(bench_model(dropout))
-    path.write_bytes(convert(TrainStep(graph, plan_for_graph(graph, batch_size=batch_size, learning_rate=0.01))))
+    plan = plan_for_graph(graph, batch_size=batch_size, learning_rate=0.01)
+    if example_clip is not None:
+        plan = msgspec.structs.replace(plan, per_example_clipping_norm=example_clip)
+    path.write_bytes(convert(TrainStep(graph, plan)))

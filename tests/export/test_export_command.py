@@ -114,6 +114,16 @@ def test_importing_what_needs_no_tensorflow_does_not_load_it(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_clip_of_each_example_is_in_the_plan_and_refused_by_layer_where_it_cannot_be(tmp_path):
+    clip = ["--dry-run", "--json", "--per-example-clip", "0.5"]
+    done = CliRunner().invoke(export, ["zoo:digits_mlp", *clip])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["plan"]["per_example_clipping_norm"] == 0.5
+    refused = CliRunner().invoke(export, ["zoo:gru", *clip])
+    assert refused.exit_code == 3
+    assert "without --per-example-clip" in refused.output
+
+
 def test_a_loss_that_is_named_is_what_the_plan_says(tmp_path):
     tf.keras.Sequential([tf.keras.layers.InputLayer((4,)), tf.keras.layers.Dense(2)]).save(tmp_path / "m.keras")
     result = run(str(tmp_path / "m.keras"), "--loss", "huber", "--huber-delta", "0.5", "--dry-run", "--json")

@@ -58,6 +58,30 @@ def test_gradients_agree_with_central_differences(seed, n, d, c):
             assert gradient[at] == pytest.approx((above - below) / (2 * step), abs=1e-7)
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 9), clip=st.floats(1e-3, 10))
+def test_a_clip_scales_each_examples_gradient_over_both_weights(seed, n, clip):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, 3)), rng.integers(0, 4, n).astype(np.int32)
+    weights = rng.normal(size=(3, 4)), rng.normal(size=4)
+    _, *clipped = softmax_loss_and_gradients(*weights, x, y, clip=clip)
+    expected = [np.zeros((3, 4)), np.zeros(4)]
+    for place in range(n):
+        _, *own = softmax_loss_and_gradients(*weights, x[place : place + 1], y[place : place + 1])
+        norm = math.sqrt(sum(float((value**2).sum()) for value in own))
+        expected = [total + value * min(1, clip / norm) / n for total, value in zip(expected, own, strict=True)]
+    for one, other in zip(clipped, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_plans_clip_bounds_a_step_of_the_linear_trainer():
+    plan = _plan(batch_size=10, num_epochs=1, per_example_clipping_norm=0.01)
+    job = _job(plan)
+    delta = LinearTrainer().train(job, _examples(10)).model_delta
+    moved = math.sqrt(sum(float((value.astype(np.float64) ** 2).sum()) for value in delta))
+    assert 0 < moved <= 0.1 * 0.01 * (1 + 1e-4)
+
+
 def test_one_epoch_of_full_batches_without_momentum_is_gradient_descent_by_hand():
     plan = _plan(num_epochs=1, batch_size=10)
     job, examples = _job(plan), _examples(10)
