@@ -180,4 +180,4 @@ def _simulated_opening_s(round_: MaskedRoundInMemory, opening: MaskOpening, upda
 
 def _order_bytes(example: SealedUpdate, opening: MaskOpening, num_members: int) -> int:
     """An order's size, without the key directory: as many contributors as have arrived, each as long as the example."""
-    return len(opening.contributors) * (len(example.boxes[0]) + 32 * num_members + 190) + 10 * len(opening.missing)
+    return len(opening.contributors) * (len(example.boxes[0]) + 32 * num_members + 167) + 10 * len(opening.missing)
