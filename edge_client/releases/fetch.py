@@ -8,18 +8,42 @@ again after a while: the broker then sends what it retains once more.
 import collections
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from edge_client.releases.piece_file import PieceFile
+from wire_protocol.blobs import BlobRef
 from wire_protocol.errors import BlobError, MalformedMessage
 from wire_protocol.topics import parse_release_piece, release_piece, release_piece_list
 
-__all__ = ["ReleaseFetch"]
+__all__ = ["Pieces", "ReleaseFetch"]
 
 _RETRY_BASE_S: Final = 10.0
 _RETRY_CAP_S: Final = 300.0
 _LEFT_ALONE_S: Final = 0.2
 """A topic that brought nothing is left for this long before it is followed again."""
+
+
+class Pieces(Protocol):
+    """Where the pieces of one blob go; `piece_file.PieceFile` on a device."""
+
+    ref: BlobRef
+
+    @property
+    def needs_list(self) -> bool:
+        """Whether the piece digests are not known yet."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the pieces that are not here, in order."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every piece is here."""
+
+    def set_list(self, digests: bytes) -> None:
+        """Takes the piece digests, or raises BlobError."""
+
+    def add(self, index: int, data: bytes) -> bool:
+        """Takes a piece, or raises BlobError; says whether it was missing."""
 
 
 class ReleaseFetch:
@@ -52,7 +76,7 @@ class ReleaseFetch:
         self,
         *,
         population: str,
-        files: Sequence[PieceFile],
+        files: Sequence[Pieces],
         uniform: Callable[[float, float], float],
         window: int = 4,
         max_bytes_per_s: float = math.inf,
@@ -138,7 +162,7 @@ class ReleaseFetch:
                 return
         self.num_bad += 1
 
-    def _put(self, file: PieceFile, topic: str, index: int | None, payload: bytes, now: float) -> None:
+    def _put(self, file: Pieces, topic: str, index: int | None, payload: bytes, now: float) -> None:
         try:
             if index is None:
                 file.set_list(payload)

@@ -47,6 +47,17 @@ class RestartableMosquitto:
         finally:
             self.end(signal.SIGTERM)
 
+    @property
+    def pid(self) -> int:
+        """The process id of its present life.
+
+        Raises:
+            FleetFailed: It does not run.
+        """
+        if self._process is None:
+            raise FleetFailed("mosquitto does not run")
+        return self._process.pid
+
     def start(self) -> None:
         """Starts it; returns when it listens.
 
