@@ -20,6 +20,7 @@ from coordinator.aggregation import Aggregator, ServerState, check_tensors
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.checkpoints import CheckpointStore
 from coordinator.device_guard import DeviceGuard, open_guard, roster_guard
+from coordinator.down_signing import DownSigner
 from coordinator.errors import InvalidConfig
 from coordinator.fleet import FleetCoordinator
 from coordinator.late_aggregator import LateAggregator
@@ -70,6 +71,8 @@ class ServerConfig:
     roster_file: Path | None = None
     """The devices that may take part; None believes everybody."""
     upload_budget_bytes: int = 256 * 1024 * 1024
+    signer: DownSigner | None = None
+    """Signs what is said to devices; None says it unsigned."""
     directory: bytes | None = None
     """The key directory that the plan of a confidential task names."""
     encryption_keys: bytes | None = None
@@ -210,13 +213,14 @@ def run_rounds(
         timing=config.link_timing,
     )
     guard = _guard(config, link)
+    seal = _unsigned if config.signer is None else config.signer.seal
     loop = RoundLoop(
         fleet=fleet,
         aggregator=aggregator,
         state=task.state,
         schedule=config.schedule,
         store=task.store,
-        publish=lambda topic, payload, retain: link.publish(topic, payload, retain=retain),
+        publish=lambda topic, payload, retain: link.publish(topic, seal(topic, payload), retain=retain),
         round_ids=task.round_ids,
         on_round=lambda summary, state: on_round(_with_refusals(summary, guard), state),
         budget=None if bundle.plan.privacy is None else _round_budget(bundle.plan.privacy),
@@ -237,6 +241,11 @@ def run_rounds(
         task.journal.close()
         guard.close()
     return loop
+
+
+def _unsigned(topic: str, payload: bytes) -> bytes:
+    del topic
+    return payload
 
 
 def _round_budget(spec: PrivacySpec) -> "RoundBudget":

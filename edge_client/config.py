@@ -16,6 +16,7 @@
     allow_plaintext = false           # true: mqtt:// to another machine, readable by whoever is in between
     username = "kitchen-pi"
     password_file = "password"        # the service's credential broker-password if left out
+    coordinator_key = ""              # the coordinator's public key (coordinator.pub): hear only what it has signed
     [data]
     path = "data"                     # required: a directory of examples or a CSV file
     [training]
@@ -69,6 +70,7 @@
 directory of the file. What is not listed here is refused, with the nearest name that exists.
 """
 
+import base64
 import math
 from typing import Annotated, Any, Literal
 
@@ -80,6 +82,7 @@ from broker_link.tls import refuse_plaintext
 from edge_client.eligibility.policy import EligibilitySection
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from wire_protocol.identifiers import checked_identifier
+from wire_protocol.signed import PUBLIC_KEY_BYTES
 
 __all__ = [
     "BrokerSection",
@@ -128,6 +131,7 @@ class BrokerSection(_Section, frozen=True, kw_only=True):
     allow_plaintext: bool = False
     username: str = ""
     password_file: str = ""
+    coordinator_key: str = ""
 
     def __post_init__(self) -> None:
         url = parse_broker_url(self.url)
@@ -138,10 +142,23 @@ class BrokerSection(_Section, frozen=True, kw_only=True):
         if self.cert_file and not url.is_tls:
             raise ValueError("cert_file is of no use with mqtt://; use mqtts:// for TLS")
         self._refuse_plaintext(url)
+        if self.coordinator_key and self.coordinator_key_bytes is None:
+            raise ValueError(
+                "coordinator_key is not 32 bytes in base64: copy the line of the coordinator's coordinator.pub"
+            )
         if bool(self.username) != bool(self.password_file):
             raise ValueError("username and password_file belong together: give both or neither")
         if self.username and url.username:
             raise ValueError("the url names a user already; give the user once")
+
+    @property
+    def coordinator_key_bytes(self) -> bytes | None:
+        """The coordinator's public key; None if none is pinned (or it is none)."""
+        try:
+            key = base64.b64decode(self.coordinator_key, validate=True)
+        except ValueError:
+            return None
+        return key if len(key) == PUBLIC_KEY_BYTES else None
 
     def _refuse_plaintext(self, url: BrokerUrl) -> None:
         if self.allow_plaintext:

@@ -23,6 +23,7 @@ from edge_client.agent import DeviceAgent
 from edge_client.blob_store import FileBlobStore
 from edge_client.confidential_sums import ConfidentialSums
 from edge_client.config import EdgeConfig, PrivacySection
+from edge_client.coordinator_voice import voice_of
 from edge_client.counts import RoundEnding, RoundOutcome
 from edge_client.crash_guard import CrashGuard
 from edge_client.crash_record import CrashLimits
@@ -157,7 +158,8 @@ class Daemon:
             machine=machine,
         )
         self._desk.sealer = self._sums.sealer
-        self._link = make_link(config, self.agent.channel, self._events.put)
+        voice = voice_of(config, self.agent.channel, position_path=self._state_dir.task_position)
+        self._link = make_link(config, self.agent.channel, voice.sink(self._events.put))
 
     def _take_identity(self, config: EdgeConfig) -> DeviceIdentity | None:
         """Signs from here on, if this device has a key. Before the link is made: the last will, too, must be signed."""

@@ -76,6 +76,11 @@ class StateDir:
         return self._path / "crashes"
 
     @property
+    def task_position(self) -> Path:
+        """The position of the newest task that the coordinator signed."""
+        return self._path / "task_position"
+
+    @property
     def models(self) -> Path:
         """Released models, which apps open."""
         return self._path / "models"

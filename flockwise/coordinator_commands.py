@@ -148,6 +148,7 @@ def _aggregation_spec(options: dict[str, Any]) -> Any:
 def _serve(options: dict[str, Any]) -> int:
     from coordinator.broker_choice import broker_at, check_broker_choice
     from coordinator.commit_recorder import CommitRecorder
+    from coordinator.down_signing import load_signer, public_key_text
     from coordinator.late_aggregator import LateAggregator
     from coordinator.private_sum import check_private_rounds
     from coordinator.server import open_task_state, run_rounds
@@ -189,7 +190,9 @@ def _serve(options: dict[str, Any]) -> int:
             click.echo(f"confidentiality {told['confidentiality']}: {told['who_must_be_believed']}", err=True)
         if "forecast" in told:
             click.echo(forecast_text(told["forecast"]), err=True)
-        config = dataclasses.replace(config, broker_url=url)
+        signer = load_signer(options["state_dir"])
+        config = dataclasses.replace(config, broker_url=url, signer=signer)
+        click.echo(f"devices may pin broker.coordinator_key = {public_key_text(signer.public_key)!r}", err=True)
         note = round_recorder(options["state_dir"], bundle)
         registry = CommitRecorder(options["state_dir"], bundle)
         registry.catch_up(task.state)

@@ -115,6 +115,7 @@ def quantiles(*, low: float, high: float, bins: int, probabilities: tuple[float,
 
 def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **asked: Any) -> int:
     from coordinator.broker_choice import broker_at, check_broker_choice
+    from coordinator.down_signing import load_signer
     from coordinator.private_sum import check_private_rounds
     from coordinator.query_round import query_bundle
     from coordinator.query_run import AskedOnce
@@ -154,7 +155,11 @@ def _ask(options: dict[str, Any], *, probabilities: tuple[float, ...] = (), **as
         with sole_coordinator(options["state_dir"], config.population), broker_at(broker) as url:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
-            outcome = asked_once.ask(dataclasses.replace(config, broker_url=url), bundle=bundle, stop=stop)
+            outcome = asked_once.ask(
+                dataclasses.replace(config, broker_url=url, signer=load_signer(options["state_dir"])),
+                bundle=bundle,
+                stop=stop,
+            )
     if outcome.answer is None:
         return _no_answer(outcome.abandon_reason, question) if outcome.is_over else _STOPPED
     origin = "answered before" if outcome.was_known else "answered"

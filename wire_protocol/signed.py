@@ -19,6 +19,7 @@ from wire_protocol.errors import MalformedMessage, OversizedMessage, Unsupported
 from wire_protocol.limits import MAX_PIECE_BYTES, PIECE_OVERHEAD_BYTES
 
 __all__ = [
+    "COORDINATOR_DOMAIN",
     "MAX_SEQUENCE_NUMBER",
     "MESSAGE_DOMAIN",
     "PUBLIC_KEY_BYTES",
@@ -41,6 +42,8 @@ MAX_SEQUENCE_NUMBER: Final = 2**32 - 1
 _MAGIC: Final = b"FS"
 _HEADER: Final = struct.Struct(">2sBII")
 MESSAGE_DOMAIN: Final = b"flockwise device message 1\x00"
+COORDINATOR_DOMAIN: Final = b"flockwise coordinator message 1\x00"
+"""So that no device's signature can pass for the coordinator's, nor the other way."""
 """What every signed message begins with; other statements of the same key begin otherwise."""
 
 SIGNED_OVERHEAD_BYTES: Final = 75
@@ -73,14 +76,21 @@ class SignedMessage:
         return self.epoch, self.counter
 
 
-def bytes_to_sign(topic: str, *, epoch: int, counter: int, message: bytes) -> bytes:
+def bytes_to_sign(topic: str, *, epoch: int, counter: int, message: bytes, domain: bytes = MESSAGE_DOMAIN) -> bytes:
     """What the signature covers. Every part but the last has a fixed or a stated length: no two inputs collide.
+
+    Args:
+        topic: The message's topic.
+        epoch: Of the sender's start.
+        counter: Of the message.
+        message: The message.
+        domain: Who signs: a device, or the coordinator.
 
     Raises:
         struct.error: A number out of range, or a topic over 65,535 bytes (MQTT knows none).
     """
     name = topic.encode()
-    return b"".join((MESSAGE_DOMAIN, struct.pack(">H", len(name)), name, struct.pack(">II", epoch, counter), message))
+    return b"".join((domain, struct.pack(">H", len(name)), name, struct.pack(">II", epoch, counter), message))
 
 
 def frame_signed(signed: SignedMessage) -> bytes:

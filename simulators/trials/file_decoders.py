@@ -28,8 +28,8 @@ from edge_client.identity import IdentityStore
 from edge_client.import_examples import read_array, read_csv_arrays
 from edge_client.state_dir import StateDir
 from edge_client.state_writer import StateWriter
+from simulators.trials.coordinator_key_decoders import SEPARATOR, coordinator_key_decoders, on_file
 from simulators.trials.decoders import Decoder
-from simulators.trials.key_decoders import SEPARATOR, key_file_decoders, on_file
 from simulators.trials.sample_messages import sample_metrics
 from wire_protocol.messages import RoundKind
 from wire_protocol.model_contract import BUNDLE_CHECKPOINT, BUNDLE_MODEL, BUNDLE_PLAN
@@ -123,7 +123,7 @@ def _config_decoders(scratch: Path) -> list[Decoder]:
             share=_FEW,
         ),
         _identity_decoder(scratch),
-        *key_file_decoders(scratch),
+        *coordinator_key_decoders(scratch),
         Decoder(
             name="device id file",
             decode=on_file(state / "device_id", lambda path: StateDir(path.parent).device_id("")),

@@ -18,6 +18,7 @@ MAY_READ_IT = {
     "coordinator/server.py": "a token's expiry, on the coordinator's machine",
     "coordinator/releases/serving.py": "expiry dates of release metadata, on the owner's machine",
     "flockwise/keys_commands.py": "expiry dates of release metadata, on the owner's machine",
+    "simulators/trials/push_trial.py": "expiry dates of release metadata, on one machine",
     "simulators/offline_enrolment.py": "a token's expiry, on one machine",
     "flockwise/broker_commands.py": "a certificate's validity, on the operator's machine",
     "flockwise/directory_commands.py": "the authority's clock, written into entries for people to read",

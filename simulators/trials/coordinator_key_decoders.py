@@ -6,22 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from coordinator.down_signing import load_signer
 from coordinator.errors import CoordinatorError
 from coordinator.model_registry import CommittedCheckpoint, ModelRegistry, read_registry
 from coordinator.private_ca import make_authority, read_authority
 from coordinator.releases.signing_keys import make_key, read_key
 from simulators.trials.decoders import Decoder
 
-__all__ = ["SEPARATOR", "key_file_decoders", "on_file"]
+__all__ = ["SEPARATOR", "coordinator_key_decoders", "on_file"]
 
 SEPARATOR: Final = b"\n--cut--\n"
 """Between the files of an input that stands for several."""
 _FEW: Final = 0.12
+_VERY_FEW: Final = 0.006
 
 
-def key_file_decoders(scratch: Path) -> list[Decoder]:
+def coordinator_key_decoders(scratch: Path) -> list[Decoder]:
     """Each with files of its own in ``scratch``."""
-    return [_authority_decoder(), _signing_key_decoder(scratch), _registry_decoder(scratch)]
+    return [_authority_decoder(), _signing_key_decoder(scratch), _registry_decoder(scratch), _signer_decoder(scratch)]
 
 
 def on_file(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
@@ -84,3 +86,18 @@ def _registry_decoder(scratch: Path) -> Decoder:
 def _two_parts(data: bytes) -> tuple[bytes, bytes]:
     certificate, _, key = data.partition(SEPARATOR)
     return certificate, key
+
+
+def _signer_decoder(scratch: Path) -> Decoder:
+    """The key by which the coordinator signs. Each try makes three files durable."""
+    directory = scratch / "signer"
+    load_signer(directory)
+    path = directory / "coordinator.key"
+    return Decoder(
+        name="coordinator key",
+        decode=on_file(path, lambda file: load_signer(file.parent)),
+        documented=(CoordinatorError,),
+        seeds=[path.read_bytes()],
+        covers=("coordinator.down_signing.load_signer",),
+        share=_VERY_FEW,
+    )
