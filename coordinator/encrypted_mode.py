@@ -40,6 +40,7 @@ class EncryptedMode:
             raise InvalidConfig("the plan names no key authority")
         self._num_values = plan.num_update_numbers
         self._most = plan.max_contributors
+        self._keys_sha256 = plan.confidentiality.keys.sha256
         self._checker = EncryptedSum(num_values=self._num_values)
         self.opener_ids = (plan.confidentiality.key_authority.device_id,)
         self.max_update_bytes = sealed_update_bytes(
@@ -68,7 +69,7 @@ class EncryptedMode:
         if answers or authority_id in silent:
             return {}
         total: EncryptedSum = sealed.total
-        ask = KeyAsk(total=total.total())
+        ask = KeyAsk(total=total.total(), keys_sha256=self._keys_sha256)
         return {authority_id: sealed.order(ask, box_index=None)}
 
     def opened(self, sealed: SealedSet, answers: Sequence[Answered]) -> Opened | None:

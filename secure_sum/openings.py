@@ -89,6 +89,8 @@ class KeyAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     total: bytes
     """`secure_sum.ciphertext`: the contributors' ciphertexts and tags, added up."""
+    keys_sha256: _Digest
+    """Of the released keys that the plan names: a key authority that has made new ones since can say so."""
 
 
 OpeningAsk = HelperAsk | MaskAsk | KeyAsk

@@ -1,5 +1,6 @@
 """The key authority of a virtual population: real keys, the real desk."""
 
+import hashlib
 import os
 from typing import Final
 
@@ -69,6 +70,7 @@ class VirtualKeyAuthority:
             material=self._material,
             book=book,
             directory=self._trust.directory,
+            releases=frozenset({hashlib.sha256(self.released).digest()}),
             min_contributors=min_contributors,
         )
 

@@ -10,9 +10,10 @@ from edge_client.opener.encryption_key_file import KeyMaterial
 from secure_sum.bfv import Decryptor
 from secure_sum.contributor_rules import ContributorRules
 from secure_sum.directory_entries import MemberRole
+from secure_sum.errors import OpeningRefused, RefusalCause
 from secure_sum.key_directory import KeyDirectory
 from secure_sum.key_rules import DecryptionBook, KeyRules, answer_as_key_authority
-from secure_sum.openings import OpeningOrder, OpeningResult
+from secure_sum.openings import KeyAsk, OpeningOrder, OpeningResult
 
 __all__ = ["KeyDesk"]
 
@@ -27,6 +28,7 @@ class KeyDesk:
         material: Its encryption keys.
         book: What it has committed itself to, for ever.
         directory: The key directory with which the keys were issued.
+        releases: SHA-256 of every file in which the keys were released.
         min_contributors: The fewest whose sum it decrypts; at least 2.
 
     Raises:
@@ -43,6 +45,7 @@ class KeyDesk:
         material: KeyMaterial,
         book: DecryptionBook,
         directory: KeyDirectory,
+        releases: frozenset[bytes],
         min_contributors: int,
     ) -> None:
         devices = directory.members_with(MemberRole.DEVICE)
@@ -57,6 +60,7 @@ class KeyDesk:
             tag_secret=material.tag_secret,
             decryptor=Decryptor(material.secret_key),
         )
+        self._releases = releases
         self._book = book
 
     def __call__(self, order: OpeningOrder) -> OpeningResult:
@@ -66,4 +70,9 @@ class KeyDesk:
             OpeningRefused: A rule forbids it.
             EdgeClientError: The book cannot be kept: nothing is answered.
         """
+        if isinstance(order.ask, KeyAsk) and order.ask.keys_sha256 not in self._releases:
+            # Nobody's fault: it would only count as a wrong total.
+            raise OpeningRefused(
+                RefusalCause.WRONG_CONTEXT, "encrypted with other keys than this key authority has now"
+            )
         return answer_as_key_authority(order, self._rules, self._book)

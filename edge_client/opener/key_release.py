@@ -1,5 +1,7 @@
 """Issues a key authority's keys: from its state directory and a key directory to the signed file that devices get."""
 
+import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +15,11 @@ from edge_client.state_writer import StateWriter
 from secure_sum.encryption_keys import EncryptionKeys
 from secure_sum.key_directory import MAX_DIRECTORY_BYTES, decode_directory
 
-__all__ = ["ISSUED_DIRECTORY", "issue_keys"]
+__all__ = ["ISSUED_DIRECTORY", "issue_keys", "released_by"]
 
 ISSUED_DIRECTORY: Final = "issued_directory.fwkd"
 """In the state directory: the key directory with which the keys were issued."""
+_RELEASES_FILE: Final = "releases"
 
 
 def issue_keys(
@@ -69,9 +72,30 @@ def issue_keys(
             try:
                 # First ours: what is released is released for the devices of this directory.
                 writer.write(home / ISSUED_DIRECTORY, data)
+                earlier = frozenset() if new_keys else released_by(home)
+                _note_releases(home, earlier | {hashlib.sha256(release.encode()).digest()}, writer)
                 write_atomically(out_file, release.encode())
             except OSError as error:
                 raise StorageError(f"the released keys cannot be written to {out_file}: {error}") from error
         return release
     finally:
         state_dir.unlock()
+
+
+def released_by(home: Path) -> frozenset[bytes]:
+    """SHA-256 of every file in which the keys that are in force were released.
+
+    Raises:
+        StorageError: The list is damaged or cannot be read.
+    """
+    path = home / _RELEASES_FILE
+    try:
+        return frozenset(bytes.fromhex(line) for line in path.read_text(encoding="ascii").split())
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read ({error}): issue the keys anew") from error
+
+
+def _note_releases(home: Path, digests: Collection[bytes], writer: StateWriter) -> None:
+    writer.write(home / _RELEASES_FILE, "".join(f"{digest.hex()}\n" for digest in sorted(digests)).encode())

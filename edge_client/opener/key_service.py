@@ -9,7 +9,7 @@ from edge_client.device_link import MakeLink, paho_link
 from edge_client.errors import IdentityError
 from edge_client.opener.encryption_key_file import EncryptionKeyFile
 from edge_client.opener.key_desk import KeyDesk
-from edge_client.opener.key_release import ISSUED_DIRECTORY
+from edge_client.opener.key_release import ISSUED_DIRECTORY, released_by
 from edge_client.opener.opener_service import OpenerKeys, OpenerService
 from edge_client.opener.set_book import SqliteSetBook
 from edge_client.opener.wrong_totals import KeyBook
@@ -51,13 +51,18 @@ def make_key_authority(
             issued = (keys.home / ISSUED_DIRECTORY).read_bytes()
         except OSError as error:
             raise IdentityError(f"no keys were issued from {keys.home}: 'flockwise key-authority issue'") from error
+        directory = keys.accept_directory(issued)
+        own = directory.member(keys.opener_id, MemberRole.KEY_AUTHORITY)
+        if own.sealing_key != keys.sealing_key.public_key().public_bytes_raw():
+            raise IdentityError("the keys were issued with another sealing key: have it rotated, and issue them anew")
         return KeyDesk(
             population=keys.population,
             authority_id=keys.opener_id,
             sealing_key=keys.sealing_key,
             material=material,
             book=_book(keys.home, material.public_key),
-            directory=keys.accept_directory(issued),
+            directory=directory,
+            releases=released_by(keys.home),
             min_contributors=min_contributors,
         )
 

@@ -44,7 +44,7 @@ def sealed_decoders() -> list[Decoder]:
     asks: tuple[OpeningAsk, ...] = (
         HelperAsk(parts=(0, 1)),
         MaskAsk(roster_sha256=_DIGEST, missing=("d3", "d4")),
-        KeyAsk(total=b"ciphertext"),
+        KeyAsk(total=b"ciphertext", keys_sha256=_DIGEST),
     )
     orders = [encode_order(_order(update, ask)) for ask in asks]
     result = encode_result(OpeningResult(context=_DIGEST, set_digest=_DIGEST, data=bytes(16)))

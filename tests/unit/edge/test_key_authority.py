@@ -1,5 +1,6 @@
 """The key authority's keys on disk, its commands, its book, and the desk that answers by the pinned directory."""
 
+import hashlib
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from coordinator.errors import InvalidConfig
 from edge_client.errors import IdentityError, StorageError
 from edge_client.opener.encryption_key_file import EncryptionKeyFile
 from edge_client.opener.key_desk import KeyDesk
-from edge_client.opener.key_release import ISSUED_DIRECTORY
+from edge_client.opener.key_release import ISSUED_DIRECTORY, released_by
 from edge_client.opener.set_book import SqliteSetBook
 from edge_client.opener.wrong_totals import KeyBook
 from edge_client.state_writer import StateWriter
@@ -67,6 +68,40 @@ def test_keys_are_made_once_for_their_owner_alone_and_released_to_the_devices(au
     assert _public_key(authority) == first
     _issue(authority, "--new-keys")
     assert _public_key(authority) != first
+
+
+def test_keys_that_were_replaced_are_known_as_such(authority):
+    """A plan that names them is told so, and no wrong total is counted."""
+
+    def released():
+        _issue(authority)
+        return hashlib.sha256((authority / "keys.fwkr").read_bytes()).digest()
+
+    first, second = released(), released()
+    assert released_by(authority / "ka") == {first, second}
+    _issue(authority, "--new-keys")
+    third = hashlib.sha256((authority / "keys.fwkr").read_bytes()).digest()
+    assert released_by(authority / "ka") == {third}
+    (authority / "ka" / "releases").write_text("no digest")
+    with pytest.raises(StorageError, match="issue"):
+        released_by(authority / "ka")
+
+
+def test_a_key_authority_whose_sealing_key_changed_does_not_start(authority):
+    _issue(authority)
+    (authority / "ka" / "sealing.key").unlink()
+    _json("key-authority", "request", "--population", "p", "--state-dir", authority / "ka")
+    words = (
+        "key-authority",
+        "run",
+        "--population",
+        "p",
+        "--state-dir",
+        authority / "ka",
+        "--broker",
+        "mqtt://127.0.0.1:1",
+    )
+    assert "another sealing key" in _run(*words, code=1).stderr
 
 
 def test_the_released_file_holds_no_secret(authority):
@@ -148,13 +183,15 @@ def test_the_desk_knows_the_devices_for_which_the_keys_were_issued_and_answers_n
     assert set(issued.members) == {"bank0", "key-authority"}
     desk = KeyDesk(
         population="p", authority_id="ka", sealing_key=X25519PrivateKey.generate(), material=material,
-        book=KeyBook(None, sets=SqliteSetBook(None), key_id=b"k"), directory=issued, min_contributors=1,
+        book=KeyBook(None, sets=SqliteSetBook(None), key_id=b"k"), directory=issued,
+        releases=frozenset({bytes(32)}), min_contributors=1,
     )  # fmt: skip
     causes = {
-        RefusalCause.WRONG_CONTEXT: HelperAsk(parts=(0,)),
-        RefusalCause.TOO_FEW: KeyAsk(total=b"x"),
+        HelperAsk(parts=(0,)): RefusalCause.WRONG_CONTEXT,
+        KeyAsk(total=b"x", keys_sha256=bytes(31) + b"x"): RefusalCause.WRONG_CONTEXT,
+        KeyAsk(total=b"x", keys_sha256=bytes(32)): RefusalCause.TOO_FEW,
     }
-    for cause, ask in causes.items():
+    for ask, cause in causes.items():
         order = OpeningOrder(
             population="p", task_id="t", plan_sha256=bytes(32), round_id=1, num_values=3, contributors=(), ask=ask
         )

@@ -132,7 +132,7 @@ class Banks:
         )
         order = OpeningOrder(
             population="p", task_id="t", plan_sha256=PLAN, round_id=round_id, num_values=self.num_values,
-            contributors=contributors, ask=KeyAsk(total=self.total(sealed.values()) if total is None else total),
+            contributors=contributors, ask=KeyAsk(total=self.total(sealed.values()) if total is None else total, keys_sha256=bytes(32)),
         )  # fmt: skip
         return msgspec.structs.replace(order, **changes)
 

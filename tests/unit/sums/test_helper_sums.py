@@ -214,7 +214,10 @@ def test_another_population_or_mode_is_refused():
     fleet = Fleet()
     sealed = fleet.all_sealed()
     assert refusal(fleet, fleet.order(sealed, 0, (0,), population="q")) is RefusalCause.WRONG_CONTEXT
-    assert refusal(fleet, fleet.order(sealed, 0, (0,), ask=KeyAsk(total=b""))) is RefusalCause.WRONG_CONTEXT
+    assert (
+        refusal(fleet, fleet.order(sealed, 0, (0,), ask=KeyAsk(total=b"", keys_sha256=bytes(32))))
+        is RefusalCause.WRONG_CONTEXT
+    )
 
 
 def test_a_box_for_another_helper_or_a_part_that_the_helper_does_not_hold_is_refused():
