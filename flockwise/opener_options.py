@@ -22,6 +22,11 @@ def opener_link_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--username", default="", help="Login at the broker; with --password-file."),
         click.option("--password-file", default="", help="File with the password."),
         click.option(
+            "--coordinator-key",
+            default="",
+            help="The coordinator's public key (coordinator.pub): hear only what it signed.",
+        ),
+        click.option(
             "--allow-plaintext", is_flag=True, help="Allow mqtt:// to another machine: everybody between can read."
         ),
     )
@@ -54,6 +59,7 @@ def opener_config(options: dict[str, Any]) -> "EdgeConfig":
                 allow_plaintext=options["allow_plaintext"],
                 username=options["username"],
                 password_file=options["password_file"],
+                coordinator_key=options["coordinator_key"],
             ),
             data=DataSection(path=str(home)),
             privacy=PrivacySection(authority=options.get("authority", "")),

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from broker_link.link import LinkDown, LinkEvent, LinkUp
 from edge_client.channel import DeviceChannel
 from edge_client.config import EdgeConfig
+from edge_client.coordinator_voice import voice_of
 from edge_client.device_link import MakeLink, client_version, paho_link
 from edge_client.errors import IdentityError
 from edge_client.events import Publish, Tick
@@ -106,7 +107,8 @@ class OpenerService:
         self.session = OpenerSession(
             self._channel, answer=make_answer(keys), settings=settings, uniform=random.SystemRandom().uniform
         )
-        self._link = make_link(config, self._channel, self._events.put)
+        voice = voice_of(config, self._channel, position_path=self._state_dir.task_position)
+        self._link = make_link(config, self._channel, voice.sink(self._events.put))
 
     @property
     def opener_id(self) -> str:
