@@ -82,3 +82,19 @@ def test_the_simulation_computes_with_the_same_frozen_weights(exported):
     x = np.random.default_rng(1).random((3, 12, 12, 3)).astype("f")
     output = simulated.predict(simulated.initial_weights(), tf.constant(x), None, training=False)
     np.testing.assert_allclose(output, model(x), atol=1e-5)
+
+
+def test_frozen_convolutions_keep_their_strides_dilation_and_padding():
+    tf.keras.utils.set_random_seed(6)
+    frozen = [
+        layers.DepthwiseConv2D(3, dilation_rate=2, depth_multiplier=2),
+        layers.Conv2D(8, 3, dilation_rate=2, padding="same", activation="relu"),
+        layers.DepthwiseConv2D((3, 2), strides=2, padding="same"),
+        layers.Conv2D(8, (2, 3), strides=(1, 2)),
+    ]
+    for layer in frozen:
+        layer.trainable = False
+    head = [layers.Flatten(), layers.Dense(3)]
+    model = tf.keras.Sequential([layers.InputLayer((12, 12, 3)), *frozen, *head])
+    result = build_export(model, **PLAN)
+    assert max(result.certificate.max_output_error, result.certificate.max_gradient_error) <= 1e-5
