@@ -79,12 +79,16 @@ class FlatClone:
         return self.dropouts[-1](call.args[0])
 
     def _clone(self, layer: Any) -> Any:
-        options: dict[str, Any] = {"name": self._name(layer)}
-        if self._dtype != "float32":
-            options["dtype"] = self._dtype
-            if isinstance(layer, tf.keras.layers.BatchNormalization):
-                options["fused"] = False  # the fused op knows no float64
-        return type(layer).from_config({**layer.get_config(), **options})
+        config = {**self._in_dtype(layer.get_config()), "name": self._name(layer)}
+        if self._dtype != "float32" and isinstance(layer, tf.keras.layers.BatchNormalization):
+            config["fused"] = False  # the fused op knows no float64
+        return type(layer).from_config(config)
+
+    def _in_dtype(self, config: Any) -> Any:
+        """A layer's configuration, and that of a layer inside it, with another dtype."""
+        if not isinstance(config, dict):
+            return config
+        return {name: self._dtype if value == "float32" else self._in_dtype(value) for name, value in config.items()}
 
     def _name(self, layer: Any) -> str:
         """Two models may have layers of one name; one may not."""

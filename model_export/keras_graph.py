@@ -24,7 +24,7 @@ from model_export.operations import (
     Operation,
     Reshape,
 )
-from model_export.rule_parts import refuse
+from model_export.rule_parts import Fork, refuse
 from model_export.sequence_rules import ATTENTION_ARGUMENTS, attention_inputs
 
 __all__ = ["read_graph"]
@@ -122,6 +122,9 @@ class _Reader:
         operations = operations_of_layer(reading)
         output_shape = _output_shape(call, reading.input_shapes) if operations else ()
         for operation in operations:
+            if isinstance(operation, Fork):
+                sources = tuple(self._append(branch, sources, shape) for branch, shape in operation.branches)
+                continue
             self._num_dropouts += isinstance(operation, Dropout)
             sources = (self._append(operation, sources, self._shape_after(operation, sources, output_shape)),)
         return _Result(node=sources[0])

@@ -183,3 +183,5 @@ class Recurrent:
     """[gates * units], for a GRU [2, gates * units]."""
     is_reversed: bool
     return_sequences: bool
+    gives_in_order: bool = False
+    """Whether a reversed sequence comes out in the order of time, as Bidirectional has it; otherwise as it was made."""

@@ -4,8 +4,9 @@ A layer is looked up by its exact class, so that a subclass with other behaviour
 its base. Anything a rule does not check is an option that changes nothing (names, initialisers).
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +32,7 @@ from model_export.layer_operations import (
 from model_export.operations import Activation, Add, Dense, Dropout, Operation, Reshape
 from model_export.remedies import remedy_for
 from model_export.rule_parts import (
+    Fork,
     LayerReading,
     Rule,
     activation_of,
@@ -51,7 +53,7 @@ _REGULARIZED: Final = (
 )
 
 
-def operations_of_layer(reading: LayerReading) -> list[Operation]:
+def operations_of_layer(reading: LayerReading) -> Sequence[Operation | Fork]:
     """The operations, applied one after the other, that make up a layer.
 
     Raises:
@@ -198,7 +200,7 @@ def _batch_norm(reading: LayerReading) -> list[Operation]:
     ]
 
 
-def _recurrent(kind: RecurrentKind, reading: LayerReading) -> list[Operation]:
+def _recurrent(kind: RecurrentKind, reading: LayerReading) -> list[Recurrent]:
     layer = reading.layer
     cell = layer.cell
     if len(reading.input_shapes) > 1 or layer.return_state or layer.stateful:
@@ -222,10 +224,34 @@ def _recurrent(kind: RecurrentKind, reading: LayerReading) -> list[Operation]:
             kernel=reading.weight_position(cell.kernel),
             recurrent=reading.weight_position(cell.recurrent_kernel),
             bias=_optional(reading, cell.bias),
-            is_reversed=layer.go_backwards,
+            is_reversed=bool(layer.go_backwards),
             return_sequences=layer.return_sequences,
         )
     ]
+
+
+def _bidirectional(reading: LayerReading) -> Sequence[Operation | Fork]:
+    layer = reading.layer
+    if layer.merge_mode not in _MERGES:
+        refuse(layer, f"merge_mode={layer.merge_mode!r}", f"Use one of: {', '.join(_MERGES)}.")
+    branches = []
+    for part in (layer.forward_layer, layer.backward_layer):
+        kind = _RECURRENT.get(type(part))
+        if kind is None or part.go_backwards != (part is layer.backward_layer):
+            refuse(layer, f"wraps {type(part).__name__}", "Wrap a GRU, LSTM or SimpleRNN without go_backwards.")
+        (operation,) = _recurrent(kind, dataclasses.replace(reading, layer=part))
+        shape = (part.units,) if not part.return_sequences else (reading.input_shapes[0][0], part.units)
+        branches.append((dataclasses.replace(operation, gives_in_order=True), shape))
+    joined = _MERGES[layer.merge_mode] or Concatenate(axis=len(branches[0][1]))
+    return [Fork(branches=tuple(branches)), joined]
+
+
+_MERGES: Final[Mapping[str, Operation | None]] = {
+    "concat": None,
+    "sum": Add(),
+    "mul": Merge(kind="multiply"),
+    "ave": Merge(kind="average"),
+}
 
 
 def _optional(reading: LayerReading, weight: Any) -> int | None:
@@ -238,22 +264,27 @@ def _repeat_vector(reading: LayerReading) -> list[Operation]:
 
 
 _layers = tf.keras.layers
+_RECURRENT: Final[Mapping[type, RecurrentKind]] = {
+    _layers.GRU: "gru",
+    _layers.LSTM: "lstm",
+    _layers.SimpleRNN: "simple",
+}
 _RULES: Final[Mapping[type, Rule]] = {
     **IMAGE_RULES,
     **SEQUENCE_RULES,
+    **{layer: functools.partial(_recurrent, kind) for layer, kind in _RECURRENT.items()},
     _layers.Activation: lambda reading: activation_of(reading.layer),
     _layers.Add: _add,
     _layers.Average: functools.partial(_merge, "average"),
     _layers.BatchNormalization: _batch_norm,
+    _layers.Bidirectional: _bidirectional,
     _layers.Concatenate: _concatenate,
     _layers.Dense: _dense,
     _layers.Dropout: _dropout,
     _layers.ELU: _activation_layer,
     _layers.Flatten: _flatten,
-    _layers.GRU: functools.partial(_recurrent, "gru"),
     _layers.GroupNormalization: _group_norm,
     _layers.Identity: lambda _: [],
-    _layers.LSTM: functools.partial(_recurrent, "lstm"),
     _layers.LayerNormalization: _layer_norm,
     _layers.LeakyReLU: _activation_layer,
     _layers.Maximum: functools.partial(_merge, "maximum"),
@@ -265,7 +296,6 @@ _RULES: Final[Mapping[type, Rule]] = {
     _layers.RepeatVector: _repeat_vector,
     _layers.Rescaling: lambda reading: [Affine(scale=float(reading.layer.scale), offset=float(reading.layer.offset))],
     _layers.Reshape: lambda _: [Reshape()],
-    _layers.SimpleRNN: functools.partial(_recurrent, "simple"),
     _layers.Softmax: _softmax,
     _layers.SpatialDropout1D: _spatial_dropout,
     _layers.SpatialDropout2D: _spatial_dropout,

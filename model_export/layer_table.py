@@ -194,6 +194,13 @@ LAYER_ROWS: Final[Mapping[str, tuple[tuple[int, ...], _Build]]] = {
     "GRU return_sequences": _on(_SHORT, lambda: _layers.GRU(5, return_sequences=True)),
     "GRU go_backwards": _on(_SHORT, lambda: _layers.GRU(5, go_backwards=True, return_sequences=True)),
     "SimpleRNN": _on(_SHORT, lambda: _layers.SimpleRNN(5)),
+    "Bidirectional GRU": _on(_SHORT, lambda: _layers.Bidirectional(_layers.GRU(5))),
+    "Bidirectional LSTM return_sequences": _on(
+        _SHORT, lambda: _layers.Bidirectional(_layers.LSTM(5, return_sequences=True))
+    ),
+    "Bidirectional SimpleRNN, merge_mode ave": _on(
+        _SHORT, lambda: _layers.Bidirectional(_layers.SimpleRNN(5, return_sequences=True), merge_mode="ave")
+    ),
     "MultiHeadAttention": _attention(2, 3),
     "MultiHeadAttention, no bias": _attention(3, 2, use_bias=False),
     "MultiHeadAttention, value_dim and output_shape": _attention(2, 3, value_dim=5, output_shape=6),

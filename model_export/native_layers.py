@@ -171,6 +171,8 @@ def _recurrent(operation: Recurrent, inputs: Sequence[Any], weights: _Weights) -
         else:
             h = tf.tanh(left + right)
         outputs.append(h)
+    if operation.is_reversed and operation.gives_in_order:
+        outputs.reverse()
     return tf.stack(outputs, 1) if operation.return_sequences else h
 
 

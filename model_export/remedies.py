@@ -37,7 +37,6 @@ _REMEDIES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "RNN"), _RECURRENT),
     **dict.fromkeys(("AlphaDropout", "GaussianDropout", "GaussianNoise"), _NOISE),
     "ActivityRegularization": "Remove it: regularizers are not part of the training step.",
-    "Bidirectional": "Use two recurrent layers, one with go_backwards=True, and Concatenate.",
     "Dot": "Use Multiply and a Dense layer.",
     "EinsumDense": "Use Dense, with Permute or Reshape before it.",
     "Lambda": "Use the layer that does the same: code cannot be exported.",

@@ -1,7 +1,7 @@
 """What the rules of all layers share: reading a layer, its bias and activation, and refusing it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from model_export.activation_functions import ACTIVATION_NAMES, TANH_GELU, operations_of_activation
@@ -9,6 +9,7 @@ from model_export.errors import UnsupportedLayer
 from model_export.operations import Bias, Operation
 
 __all__ = [
+    "Fork",
     "LayerReading",
     "Rule",
     "activation_of",
@@ -41,7 +42,16 @@ class LayerReading:
     """Whether the layer was called before."""
 
 
-Rule: TypeAlias = Callable[[LayerReading], list[Operation]]
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Fork:
+    """Operations that read the same value beside one another; the operation that follows reads all their results."""
+
+    branches: tuple[tuple[Operation, tuple[int, ...]], ...]
+    """Each with the shape of its result for one example."""
+
+
+Rule: TypeAlias = Callable[[LayerReading], Sequence[Operation | Fork]]
+"""The operations of a layer, one after the other."""
 
 
 def bias_of(reading: LayerReading) -> list[Operation]:

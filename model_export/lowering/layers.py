@@ -217,6 +217,7 @@ def _recurrent(call: Call) -> tuple[Tensor, NodePullback]:
         call.weights[operation.recurrent],
         bias,
         order=range(length - 1, -1, -1) if operation.is_reversed else range(length),
+        gives_in_order=operation.gives_in_order,
         return_sequences=operation.return_sequences,
         needs_dx=call.needs_dx,
     )

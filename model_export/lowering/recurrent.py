@@ -46,6 +46,7 @@ def run_recurrent(
     bias: Tensor | None,
     *,
     order: Sequence[int],
+    gives_in_order: bool,
     return_sequences: bool,
     needs_dx: bool,
 ) -> tuple[Tensor, RecurrentPullback]:
@@ -58,7 +59,8 @@ def run_recurrent(
         recurrent: [U, G * U].
         bias: [G * U], for a GRU [2, G * U], or ``None``.
         order: The steps in the order in which they are taken.
-        return_sequences: Whether the result is [B, T, U], in that order, or the last [B, U].
+        gives_in_order: Whether a sequence is given in order of time, and not in that order.
+        return_sequences: Whether the result is a sequence [B, T, U], or the last [B, U].
         needs_dx: Whether anything trainable lies before this layer.
     """
     batch, length, num_in = x.shape
@@ -76,10 +78,16 @@ def run_recurrent(
         steps.append(_Step(state_before=state, pullback=pullback))
         state = new_state
         outputs.append(state[0])
-    y = _stack(outputs) if return_sequences else tf.reshape(outputs[-1], [batch, units])
+    # Where in the result each step's output stands.
+    places = list(order) if gives_in_order else list(range(length))
+    y = (
+        _stack([outputs[places.index(t)] for t in range(length)])
+        if return_sequences
+        else tf.reshape(outputs[-1], [batch, units])
+    )
 
     def pull_back(dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
-        of_products, of_recurrent = _through_time(steps, dy, recurrent_3d, return_sequences=return_sequences)
+        of_products, of_recurrent = _through_time(steps, dy, recurrent_3d, places if return_sequences else None)
         # Back in order of time, as the rows of x are.
         in_time = [of_products[list(order).index(t)] for t in range(length)]
         d_products = tf.reshape(_stack(in_time), [1, batch * length, width])
@@ -97,18 +105,25 @@ def run_recurrent(
 
 
 def _through_time(
-    steps: Sequence[_Step], dy: Tensor, recurrent: Tensor, *, return_sequences: bool
+    steps: Sequence[_Step], dy: Tensor, recurrent: Tensor, places: Sequence[int] | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of what came from the input and from the recurrent product at each step, in order of the steps."""
+    """Gradients of what came from the input and from the recurrent product at each step, in order of the steps.
+
+    Args:
+        steps: In the order in which they were taken.
+        dy: Gradient of the result.
+        recurrent: [1, U, G * U].
+        places: Where in the result each step stands; ``None``: the result is the last step alone.
+    """
     batch, units = dy.shape[0], dy.shape[-1]
     of_products: list[Tensor] = []
     of_recurrent: list[Tensor] = []
     blank = steps[0].state_before[0] * 0.0
-    last = None if return_sequences else tf.reshape(dy, [1, batch, units])
+    last = None if places is not None else tf.reshape(dy, [1, batch, units])
     carried: list[Tensor | None] = [last, *[None] * (len(steps[0].state_before) - 1)]
     for index in reversed(range(len(steps))):
-        if return_sequences:
-            here = tf.reshape(tf.slice(dy, [0, index, 0], [batch, 1, units]), [1, batch, units])
+        if places is not None:
+            here = tf.reshape(tf.slice(dy, [0, places[index], 0], [batch, 1, units]), [1, batch, units])
             carried[0] = plus(carried[0], here)
         of_new = tuple(blank if gradient is None else gradient for gradient in carried)
         d_input, d_state, of_old = steps[index].pullback(of_new)

@@ -70,6 +70,22 @@ def test_an_option_that_a_recurrent_layer_cannot_have_is_refused_with_what_to_us
         read_graph(model)
 
 
+BIDIRECTIONAL = {
+    "no merging": ({"merge_mode": None}, {}, "merge_mode"),
+    "a dropout inside": ({}, {"dropout": 0.5}, "Put a Dropout layer before it"),
+    "both ways the same": ({"backward_layer": layers.GRU(5, go_backwards=True)}, {"reset_after": False}, "reset_after"),
+}
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_a_bidirectional_layer_that_cannot_be_exported_is_refused_with_what_to_use(name):
+    options, of_part, said = BIDIRECTIONAL[name]
+    inputs = tf.keras.Input((4, 3))
+    x = layers.Bidirectional(layers.GRU(5, **of_part), **options)(inputs)
+    with pytest.raises(UnsupportedLayer, match=said):
+        read_graph(tf.keras.Model(inputs, layers.Dense(3)(x[0] if isinstance(x, list) else x)))
+
+
 FUNCTIONS = {
     "a power": (lambda x: x**2, "math.pow"),
     "a number over a tensor": (lambda x: 1 / x, "math.truediv"),
