@@ -6,6 +6,7 @@ refuse, or contradict each other.
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -30,6 +31,7 @@ from wire_protocol.privacy_spec import PrivacySpec
 
 __all__ = ["MaskMode"]
 
+_LOG = logging.getLogger(__name__)
 _WORD_BYTES: Final = 4
 _RESULT_ALLOWANCE_BYTES: Final = 256
 _MAX_CONTRIBUTORS: Final = 10_000
@@ -142,6 +144,8 @@ class MaskMode:
             arrived = [header.statement.device_id for header in sealed.headers]
             graph = MaskGraph(sealed.roster, context=sealed.context, num_neighbours=self._num_neighbours)
             masks = MaskOpening(graph, arrived, threshold=self._threshold, num_members=self.num_boxes)
+            if masks.left_out:
+                _LOG.info("masks_left_out round_id=%d devices=%s", sealed.round_id, ",".join(masks.left_out))
             known = self._opening = _Opening(sealed=sealed, masks=masks, orders={}, taken=set())
         return known
 

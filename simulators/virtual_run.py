@@ -22,6 +22,7 @@ from coordinator.task_bundle import TaskBundle
 from edge_client.linear_trainer import LinearTrainer
 from edge_client.privacy.rules import PrivacyRules
 from edge_client.training import ArrayExamples, TrainingJob
+from simulators.round_memory import RoundMemory
 from simulators.scenario import Scenario
 from simulators.virtual_fleet import BadWorld, VirtualFleet
 from simulators.virtual_openers import VirtualConfidentiality, virtual_openers
@@ -154,6 +155,7 @@ def run_virtual(
         on_round=note,
         budget=None if run.plan.privacy is None else RoundBudget(run.plan.privacy),
         openings=openings,
+        journal=None if openings is None else RoundMemory(),
     )
     driver.drive(loop)
     finished = time.run(until=lambda: loop.is_done, limit_s=run.limit_s)

@@ -6,6 +6,7 @@ The world of `test_confidential_rounds` with a committee in the place of the hel
 import dataclasses
 import importlib.util
 import itertools
+import logging
 import os
 from pathlib import Path
 
@@ -16,10 +17,16 @@ import pytest
 from broker_link.link import Incoming
 from coordinator.confidential_task import made_confidential, masked_sums
 from coordinator.errors import InvalidConfig
+from coordinator.private_task import PrivacyWish, made_private
+from coordinator.round_policy import RoundPolicy
+from coordinator.round_schedule import RoundSchedule
 from edge_client.opener.set_book import SqliteSetBook
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
+from simulators.scenario import load_scenario
 from simulators.virtual_fleet import BadNetwork, BadWorld
 from simulators.virtual_openers import VirtualConfidentiality, VirtualOpener, virtual_committee
+from simulators.virtual_run import VirtualRun, linear_task, run_virtual
+from simulators.virtual_trust import VirtualTrust
 from wire_protocol.messages import CheckIn, encode_message
 from wire_protocol.plan import decode_plan, encode_plan
 from wire_protocol.topics import device_up
@@ -176,6 +183,31 @@ def test_owners_can_refuse_masks_or_insist_on_them(tmp_path):
         desk._rules = dataclasses.replace(desk._rules, confidentiality=frozenset({"helpers"}))
     assert bench.run()
     assert not bench.sealed
+
+
+def test_a_large_round_on_a_sparse_graph_commits_without_its_lonely_devices(caplog):
+    scenario = load_scenario("digits", num_devices=90, partition="iid", alpha=1.0, seed=0)
+    names = [scenario.device_id(index) for index in range(90)]
+    trust = VirtualTrust("virtual", names)
+    private = made_private(
+        linear_task(64, 10, batch_size=8, num_epochs=1, learning_rate=0.5),
+        PrivacyWish(epsilon=20.0, num_rounds=4, clipping_norm=0.5, min_contributors=20),
+    )
+    masks = masked_sums(trust.directory_bytes, names[:4], num_neighbours=4)
+    run = VirtualRun(
+        scenario=scenario,
+        plan=made_confidential(private, masks).plan,
+        policy=RoundPolicy(report_goal=85, min_reports=25, over_selection=1.05, report_timeout_s=200.0),
+        schedule=RoundSchedule(num_commits=1),
+        world=BadWorld(seconds_per_example=0.01, dropout=0.4, away_s=(5.0, 20.0)),
+        seed=3,
+        confidentiality=VirtualConfidentiality(trust=trust, min_contributors=20),
+    )
+    with caplog.at_level(logging.INFO, logger="coordinator.mask_mode"):
+        report = run_virtual(run)
+    assert report.num_commits == 1
+    assert report.num_abandoned == 0
+    assert "masks_left_out" in caplog.text
 
 
 def test_a_device_that_is_not_in_the_key_directory_is_not_drawn(tmp_path):
