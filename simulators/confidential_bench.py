@@ -9,28 +9,30 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from secure_sum.helper_shares import SealingOrder, read_seeds, seal_to_helpers, subtract_helper_masks
-from secure_sum.keystream import add_mask
-from secure_sum.sealed_box import BoxRoute, open_box
-from secure_sum.sealed_update import SealedUpdate, encode_sealed_update, vector_of
+from secure_sum.sealed_update import (
+    SealedMode,
+    Statement,
+    decode_sealed_update,
+    encode_sealed_update,
+    is_signed_by,
+    seal_update,
+)
 from simulators.encrypted_bench import measure_encrypted_sum
+from simulators.trials.helpers_bench import measure_helpers
 from simulators.trials.masks_bench import measure_masks
 from wire_protocol.integer_updates import decode_integer_update, encode_integer_update
 
-__all__ = ["ConfidentialRow", "Way", "confidential_rows", "flower_row"]
+__all__ = ["ConfidentialRow", "Way", "confidential_markdown", "confidential_rows", "flower_row"]
 
 _DROPOUT: Final = 0.1
 _MEASURED: Final = 5
-_CONTRIBUTOR_BYTES: Final = 250
-"""What a helper is told of each contributor: its statement, its box and its signature."""
 _FLOWER: Final = Path(__file__).parent / "trials" / "flower_secagg_worker.py"
 _FLOWER_NEIGHBOURS: Final = 64
 Way = Literal["plain", "helpers", "masks", "he", "Flower SecAgg+"]
@@ -47,7 +49,7 @@ class ConfidentialRow:
     """Asked; of masks and SecAgg+ a tenth never answers, of the others that makes no difference."""
     device_ms: float
     coordinator_s: float
-    """To add and open one round's sum, without the openers."""
+    """To admit, add and open one round's updates, without the openers; of the plain sum and Flower's, to add them."""
     opener_s: float
     """One helper, member of the committee or key authority; 0 if devices do it all."""
     up_bytes: int
@@ -71,6 +73,28 @@ def confidential_rows(num_parameters: int, num_devices: int) -> list[Confidentia
         _mask_row(num_parameters, num_devices),
         _encrypted_row(num_parameters, num_devices),
     ]
+
+
+def confidential_markdown(rows: Sequence[ConfidentialRow]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| numbers | devices | way | a device | coordinator | an opener | a device sends | and fetches | to and from an opener |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        star = " \\*" if row.is_simulated else ""
+        lines.append(
+            f"| {row.num_parameters:,} | {row.num_devices:,} | {row.way} | {row.device_ms:.1f} ms "
+            f"| {row.coordinator_s:.2f} s{star} | {row.opener_s:.2f} s | {_size(row.up_bytes)} | {_size(row.down_bytes)} "
+            f"| {_size(row.opener_bytes)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _size(num_bytes: int) -> str:
+    if not num_bytes:
+        return "-"
+    return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"  # noqa: PLR2004
 
 
 def flower_row(python: str, num_parameters: int, num_devices: int) -> ConfidentialRow:
@@ -121,43 +145,37 @@ def _plain_row(num_parameters: int, num_devices: int) -> ConfidentialRow:
 
 
 def _helper_row(num_parameters: int, num_devices: int) -> ConfidentialRow:
-    keys = [X25519PrivateKey.generate() for _ in range(3)]
-    order = SealingOrder(
-        context=bytes(32), device_id="device", min_contributors=2, num_needed=2,
-        helpers=tuple((f"helper-{at}", key.public_key().public_bytes_raw()) for at, key in enumerate(keys)),
-    )  # fmt: skip
-    identity, values = Ed25519PrivateKey.generate(), _values(num_parameters)
-
-    def seal() -> SealedUpdate:
-        return seal_to_helpers(values, order, sign=identity.sign, random_bytes=os.urandom)
-
-    seal()
-    device_s, update = _timed(seal)
-    route = BoxRoute(context=order.context, sender_id="device", opener_id="helper-0")
-    total, masks = np.zeros(num_parameters, np.uint32), np.zeros(num_parameters, np.uint32)
-
-    def answer_one() -> None:
-        box = open_box(update.boxes[0], opener=keys[0], ephemeral_key=update.ephemeral_key, route=route)
-        identity.public_key().verify(update.signature, update.statement("device").bytes_to_sign)
-        for seed in read_seeds(box).values():
-            add_mask(masks, seed)
-
-    def fold() -> None:
-        np.add(total, vector_of(update.payload, num_parameters), out=total)
-
-    opening_s, _ = _timed(lambda: subtract_helper_masks(total, {(0, 1): masks, (2,): masks}, num_needed=2))
+    cost = measure_helpers(num_parameters, num_devices)
     return ConfidentialRow(
         way="helpers",
         num_parameters=num_parameters,
         num_devices=num_devices,
-        device_ms=1e3 * device_s,
-        coordinator_s=_each_s(fold) * num_devices + opening_s,
-        opener_s=_each_s(answer_one) * num_devices,
-        up_bytes=len(encode_sealed_update(update)),
+        device_ms=cost.device_ms,
+        coordinator_s=cost.coordinator_s,
+        opener_s=cost.helper_s,
+        up_bytes=cost.up_bytes,
         down_bytes=0,
-        opener_bytes=num_devices * (_CONTRIBUTOR_BYTES + len(update.boxes[0])) + 4 * num_parameters,
-        is_simulated=num_devices > _MEASURED,
+        opener_bytes=cost.helper_down_bytes + cost.helper_up_bytes,
+        is_simulated=cost.is_scaled,
     )
+
+
+def _admission_s(num_bytes: int) -> float:
+    """What the coordinator does with each sealed update before it adds it: take it apart, hash it, check its signature."""
+    identity = Ed25519PrivateKey.generate()
+    statement = Statement(
+        context=bytes(32), mode=SealedMode.HELPERS, device_id="device", num_values=1, min_contributors=2,
+        payload_sha256=b"", ephemeral_key=bytes(32), box_digests=b"",
+    )  # fmt: skip
+    data = encode_sealed_update(seal_update(os.urandom(num_bytes), [], statement, identity.sign))
+    public_key = identity.public_key().public_bytes_raw()
+
+    def admit() -> None:
+        update = decode_sealed_update(data, max_bytes=len(data))
+        if not is_signed_by(public_key, update.statement("device"), update.signature):
+            raise AssertionError("a signature of our own is refused")
+
+    return _each_s(admit)
 
 
 def _mask_row(num_parameters: int, num_devices: int) -> ConfidentialRow:
@@ -167,7 +185,7 @@ def _mask_row(num_parameters: int, num_devices: int) -> ConfidentialRow:
         num_parameters=num_parameters,
         num_devices=num_devices,
         device_ms=cost.device_ms,
-        coordinator_s=cost.coordinator_s,
+        coordinator_s=cost.coordinator_s + _admission_s(cost.up_bytes) * cost.num_arrived,
         opener_s=cost.member_ms / 1e3,
         up_bytes=cost.up_bytes,
         down_bytes=cost.down_bytes,
@@ -183,7 +201,7 @@ def _encrypted_row(num_parameters: int, num_devices: int) -> ConfidentialRow:
         num_parameters=num_parameters,
         num_devices=num_devices,
         device_ms=cost.device_ms,
-        coordinator_s=cost.coordinator_s,
+        coordinator_s=cost.coordinator_s + _admission_s(cost.up_bytes) * num_devices,
         opener_s=cost.authority_s,
         up_bytes=cost.up_bytes,
         down_bytes=cost.down_bytes,
