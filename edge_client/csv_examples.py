@@ -9,6 +9,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from edge_client.training import ArrayExamples
 
 __all__ = ["read_csv_examples"]
 
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+"""A Python float: numpy 2 would round what is compared with its own to float32 first."""
 _LABEL_COLUMN = "label"
 _TARGET_PREFIX = "target"
 _MIN_COLUMNS = 2
@@ -102,7 +105,7 @@ def _number(text: str, where: str) -> float:
         value = float(text)
     except ValueError as error:
         raise DataFormatError(f"{where} is {text[:40]!r}, not a number") from error
-    if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
+    if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
         raise DataFormatError(f"{where} is {text[:40]!r}; only finite numbers can be trained on")
     return value
 

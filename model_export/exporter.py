@@ -30,6 +30,7 @@ from model_export.parity import (
     refuse_violations,
 )
 from model_export.plans import PlanFields, plain_sgd_twin, plan_for_graph, shows_gradients
+from model_export.proved_runtimes import lowest_proved, proved_runtimes
 from model_export.step_cost import measure_step_cost
 from model_export.train_step import TrainStep
 from wire_protocol.model_contract import CONTRACT_VERSION, RESTORE, SAVE, TRAIN
@@ -156,6 +157,7 @@ def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances)
         op_counts=count_ops(file),
         op_versions=op_versions(file),
         min_runtime_version=min_runtime_version(file),
+        lowest_runtime_proved=lowest_proved(op_versions(file), proved_runtimes().trained_ops),
         model_gzip_bytes=len(gzip.compress(file, mtime=0)),
         loss=plan.loss,
         loss_reads=_what_the_loss_reads(converted.graph),

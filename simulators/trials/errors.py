@@ -1,6 +1,7 @@
 """Errors of the test bench.
 
 SimulationError
+├── NoEnvironment         an environment cannot be made: no uv, no package index, no such package for this Python
 └── TrialFailed           something that the project promises did not hold (ours, a bug)
     ├── ProtocolMismatch  the protocol did what its model forbids; the seed replays it
     ├── ReferenceMismatch an aggregated state differs from the exact mean of what was folded
@@ -9,7 +10,11 @@ SimulationError
 
 from simulators.errors import SimulationError
 
-__all__ = ["DecoderDefect", "ProtocolMismatch", "ReferenceMismatch", "TrialFailed"]
+__all__ = ["DecoderDefect", "NoEnvironment", "ProtocolMismatch", "ReferenceMismatch", "TrialFailed"]
+
+
+class NoEnvironment(SimulationError):
+    """A fresh environment cannot be made."""
 
 
 class TrialFailed(SimulationError):

@@ -12,6 +12,7 @@ from flockwise.export_command import export
 from model_export.certificate import Certificate, decode_certificate
 from model_export.exporter import export_model
 from model_export.file_ops import count_ops
+from model_export.proved_runtimes import proved_runtimes
 from model_export.signature_errors import SignatureErrors
 from model_export.step_cost import measure_step_cost
 from model_export.zoo import digits_mlp
@@ -39,6 +40,7 @@ def test_a_written_bundle_says_what_its_file_is_made_of_and_what_a_step_costs(di
     assert set(said["op_versions"]) == set(said["op_counts"])
     assert said["min_runtime_version"].count(".") == 2
     assert said["model_gzip_bytes"] == len(gzip.compress(model, mtime=0)) < said["model_bytes"]
+    assert said["lowest_runtime_proved"] == proved_runtimes().lowest
     cost = said["step_cost"]
     assert 0 < cost["min_ms"] <= cost["median_ms"] < 1000
     assert 20 < cost["peak_rss_mb"] < 150  # TensorFlow alone takes twice as much
@@ -46,7 +48,7 @@ def test_a_written_bundle_says_what_its_file_is_made_of_and_what_a_step_costs(di
 
 def test_the_table_names_every_op_and_every_error(directory):
     text = explain(directory).output
-    for word in ("BATCH_MATMUL", "gradient", "gzipped", "MB", "version", "absolute", "relative", "1.2.0 and 2.3.0"):
+    for word in ("BATCH_MATMUL", "gradient", "gzipped", "MB", "version", "absolute", "relative", "proved in LiteRT"):
         assert word in text
 
 
@@ -100,7 +102,14 @@ def test_a_dry_run_measures_nothing_and_a_certificate_of_before_is_still_read(ml
     assert mlp_export.certificate.step_cost is not None
     assert cnn_export.certificate.step_cost is None
     fields = json.loads(mlp_export.bundle.certificate)
-    for name in ("op_versions", "min_runtime_version", "model_gzip_bytes", "step_cost", "graph_sha256"):
+    for name in (
+        "op_versions",
+        "min_runtime_version",
+        "model_gzip_bytes",
+        "step_cost",
+        "graph_sha256",
+        "lowest_runtime_proved",
+    ):
         del fields[name]
     assert isinstance(decode_certificate(json.dumps(fields).encode()), Certificate)
 

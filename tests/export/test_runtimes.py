@@ -1,120 +1,124 @@
-"""The oldest LiteRT that is named as proved runs exported files, in an environment of its own, like the newest."""
+"""Exported files in other runtimes: what the record says, and that it is still true of the lowest and the newest."""
 
-import importlib.metadata
+import dataclasses
 import os
-import socket
-import subprocess
+import re
 import sys
-import venv
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from model_export.conversion import convert
-from model_export.file_ops import PROVED_RUNTIMES
-from model_export.keras_graph import read_graph
-from model_export.keras_weights import travelling_weights
-from model_export.layer_table import row_model
-from model_export.plans import plan_for_graph
-from model_export.train_step import TrainStep
-from model_export.zoo import digits_cnn
-from wire_protocol import model_contract as contract
+from model_export.proved_runtimes import lowest_proved, proved_runtimes, runtimes_markdown
+from simulators.trials.errors import NoEnvironment
+from simulators.trials.runtime_files import write_files, zoo_files
+from simulators.trials.runtime_proof import (
+    RUNTIMES,
+    TOLERANCE,
+    Environment,
+    newer_python,
+    prove_device,
+    prove_runtime,
+    requirements,
+)
 
-pytestmark = [pytest.mark.tensorflow, pytest.mark.install]
+pytestmark = pytest.mark.tensorflow
 
-OLDEST, NEWEST = PROVED_RUNTIMES
-SCRIPT = Path(__file__).with_name("run_in_runtime.py")
-BATCH = 4
-
-
-MODELS = {
-    "image": (digits_cnn, {"optimizer": "adamw", "weight_decay": 0.01, "proximal_mu": 0.1, "epsilon": 0.1}),
-    "text": (lambda: row_model("Embedding"), {"momentum": 0.9}),
-    "attention": (lambda: row_model("Transformer block"), {}),
-    "recurrent": (lambda: row_model("GRU"), {"optimizer": "adam", "epsilon": 0.1}),
-    "statistics": (lambda: row_model("BatchNormalization on images"), {}),
-}
-"""Between them they hold every kind of op that exports are made of. With a small epsilon Adam's first steps are signs of
-gradients, and show every rounding of one that is zero."""
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DEVICE_TESTS = [
+    f"tests/unit/edge/test_{name}.py"
+    for name in ("config", "example_store", "identity", "labels", "linear_trainer", "outbox", "session_table")
+]
 
 
-def with_dropout(model):
-    return tf.keras.Model(model.inputs, tf.keras.layers.Dropout(0.25)(model.outputs[0]))
+def test_the_page_shows_the_record():
+    page = (ROOT / "docs" / "reference" / "runtimes.md").read_text()
+    table = page.partition("--write -->\n")[2].partition("<!-- end")[0]
+    assert table == runtimes_markdown(proved_runtimes())
+    assert f"Lowest runtime proved: **ai-edge-litert {proved_runtimes().lowest}**" in page
 
 
-def inputs_of(name):
-    """A file, and what its signatures are called on."""
-    build, fields = MODELS[name]
-    model = with_dropout(build())
-    graph = read_graph(model)
-    plan = plan_for_graph(graph, batch_size=BATCH, learning_rate=0.05, **fields)
-    rng = np.random.default_rng(1)
-    x = rng.integers(0, 7, (BATCH, *graph.input_shape)).astype("f") / (1 if graph.num_tokens else 7)
-    y = (
-        np.eye(graph.num_classes, dtype="f")[:BATCH]
-        if plan.label_shape
-        else np.arange(BATCH, dtype="i") % graph.num_classes
-    )
-    scored = {contract.X: x, contract.LABEL: y, contract.EXAMPLE_WEIGHT: np.array([1, 1, 1, 0], "f")}
-    trained = {
-        **scored,
-        contract.LEARNING_RATE: np.array([0.05], "f"),
-        contract.PROXIMAL_MU: np.array([plan.proximal_mu], "f"),
-        contract.DROPOUT_TICKET: np.arange(BATCH, dtype="i"),
-    }
-    weights = {contract.weight_name(i): weight.numpy() for i, weight in enumerate(travelling_weights(model))}
-    of_signatures = {"restore": weights, "train": trained, "evaluate": scored, "infer": {contract.X: x}}
-    values = {f"{name}/{s}/{key}": value for s, given in of_signatures.items() for key, value in given.items()}
-    return {f"{name}/file": np.frombuffer(convert(TrainStep(graph, plan)), np.uint8), **values}
+def test_devices_install_the_newest_runtime_that_is_proved():
+    [pinned] = [line for line in PROJECT["project"]["dependencies"] if line.startswith("ai-edge-litert")]
+    assert pinned == f"ai-edge-litert=={proved_runtimes().newest}"
+    assert RUNTIMES[-1] == proved_runtimes().newest
+
+
+def test_the_lowest_runtime_is_the_first_from_which_on_every_one_is_proved():
+    record = proved_runtimes()
+    assert tuple(run.runtime for run in record.runs) == RUNTIMES
+    first = RUNTIMES.index(record.lowest)
+    assert [run.problem for run in record.runs[first:]] == [""] * (len(RUNTIMES) - first)
+    assert record.runs[first - 1].problem
+    worst = max(record.zoo.values())
+    for run in record.runs[first:]:
+        assert max(run.loss_difference, run.weight_difference, run.output_difference) <= TOLERANCE
+    assert worst <= TOLERANCE
+
+
+def test_a_file_with_an_op_or_a_version_that_was_in_no_proof_has_no_lowest_runtime():
+    proved = {"ADD": 1, "CONV_2D": 3}
+    assert lowest_proved({"ADD": 1, "CONV_2D": 2}, proved) == proved_runtimes().lowest
+    assert lowest_proved({"ADD": 2}, proved) == ""
+    assert lowest_proved({"ADD": 1, "GATHER_ND": 1}, proved) == ""
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runtimes") / "inputs.npz"
-    np.savez(path, **{key: value for name in MODELS for key, value in inputs_of(name).items()})
-    return path
-
-
-def results_in(python, inputs, target):
-    done = subprocess.run(
-        [str(python), str(SCRIPT), str(inputs), str(target)], check=False, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return dict(np.load(target))
+def files():
+    return list(zoo_files())
 
 
 @pytest.fixture(scope="module")
-def oldest(tmp_path_factory):
-    """The python of an environment with the oldest runtime."""
-    directory = tmp_path_factory.mktemp("oldest-runtime")
-    venv.create(directory / "env", with_pip=True)
-    python = directory / "env/bin/python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", f"ai-edge-litert=={OLDEST}", f"numpy=={np.__version__}"]
-    done = subprocess.run(pip, check=False, capture_output=True, text=True, timeout=600)
-    if done.returncode != 0 and not os.environ.get("CI") and not reaches_network():
-        pytest.skip("no package index can be reached from here")
-    assert done.returncode == 0, done.stderr[-2000:]
-    return python
+def inputs(files, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("inputs")
+    write_files(files, directory)
+    return directory
 
 
-def reaches_network():
+def made(directory, python, packages):
+    environment = Environment(directory=directory, python=python, packages=packages)
     try:
-        return bool(socket.getaddrinfo("example.org", 443))
-    except OSError:
-        return False
+        environment.make()
+    except NoEnvironment as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no environment can be made here: {error}")
+    return environment
 
 
-@pytest.mark.timeout(900)
-def test_the_oldest_runtime_gives_what_the_newest_gives(inputs, oldest, tmp_path):
-    assert importlib.metadata.version("ai-edge-litert") == NEWEST
-    new = results_in(sys.executable, inputs, tmp_path / "new.npz")
-    old = results_in(oldest, inputs, tmp_path / "old.npz")
-    assert {key.split("/")[0] for key in new} == set(MODELS)
-    assert set(old) == set(new)
-    for key, value in new.items():
-        np.testing.assert_allclose(old[key], value, rtol=1e-5, atol=2e-6, err_msg=key)
-    restored = np.load(inputs)
-    for name in MODELS:
-        assert np.abs(new[f"{name}/5/save/w0"] - restored[f"{name}/restore/w0"]).max() > 1e-4
+@pytest.mark.install
+def test_the_lowest_runtime_computes_what_the_certificates_say(files, inputs, tmp_path):
+    record = proved_runtimes()
+    environment = made(tmp_path / "environment", sys.executable, requirements(record.lowest))
+    run = prove_runtime(environment, record.lowest, files, inputs=inputs, certified=record.zoo)
+    assert run.problem == ""
+    assert run.numpy == "1.25.2"
+    for file in files:
+        proved = record.trained_ops if file.is_trainable else record.inference_ops
+        assert lowest_proved(file.op_versions, proved) == record.lowest, file.name
+    # And a difference would be seen: the same run against figures that are off by a little more than is allowed.
+    wrong = [
+        dataclasses.replace(file, expected={key: value + 2 * TOLERANCE * max(1, np.abs(value).max(initial=0))
+                                            for key, value in file.expected.items()})
+        for file in files[:2]
+    ]  # fmt: skip
+    run = prove_runtime(environment, record.lowest, wrong, inputs=inputs, certified=record.zoo)
+    assert run.problem == "computes something else: mlp, mlp-frozen"
+
+
+@pytest.mark.install
+def test_the_device_package_runs_on_a_newer_python_with_the_newest_runtime_and_numpy(files, inputs, tmp_path):
+    python = newer_python()
+    if python is None:
+        assert not os.environ.get("CI"), "CI needs a Python of 3.12 or later: devices have one"
+        pytest.skip("there is no Python of 3.12 or later here")
+    testing = [line for line in PROJECT["dependency-groups"]["dev"] if re.match("pytest|hypothesis", str(line))]
+    environment = made(tmp_path / "environment", python, (str(ROOT), *testing))
+    record = proved_runtimes()
+    run = prove_runtime(environment, record.newest, files, inputs=inputs, certified=record.zoo)
+    assert run.problem == ""
+    assert run.numpy.startswith("2.")
+    assert run.python.split(".")[1] >= "12"
+    assert " passed" in prove_device(environment, ROOT, DEVICE_TESTS)

@@ -5,7 +5,7 @@ import itertools
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_client.eligibility.conditions import Condition, IneligibleReason, Outcome
@@ -244,6 +244,7 @@ def test_hours_that_cannot_be_understood_are_refused(text):
         parse_hours([text])
 
 
+@settings(deadline=None)
 @given(begin=st.integers(0, 1439), length=st.integers(1, 1439), weekday=st.integers(0, 6))
 def test_a_window_of_one_day_is_open_for_exactly_its_length_each_week(begin, length, weekday):
     window = HoursWindow(days=frozenset({weekday}), begin=begin, end=(begin + length) % 1440)

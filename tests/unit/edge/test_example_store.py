@@ -278,6 +278,7 @@ def test_csv_with_a_label_column_anywhere_and_without_one(tmp_path):
         ("a,label\n1,-1\n", "class number"),
         ("a,label\nnan,1\n", "finite"),
         ("a,label\n1e39,1\n", "finite"),
+        ("a,label\n3.4028235e38,1\n", "finite"),  # rounds to the largest float32, but is not one
         ("a,label\n\x00,1\n", "a.csv"),
         ("a,label\n\xff,1\n", "a.csv"),
     ],

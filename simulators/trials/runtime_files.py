@@ -1,0 +1,132 @@
+"""The files that a LiteRT runtime is put to the test with: models, the calls to make, and what the calls should give."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model_export.check_batches import BatchKind, draw_batch
+from model_export.conversion import convert
+from model_export.exporter import build_export
+from model_export.file_ops import op_versions
+from model_export.frozen_model import FrozenModel
+from model_export.keras_graph import read_graph
+from model_export.keras_weights import travelling_weights
+from model_export.layer_table import LAYER_ROWS, row_model
+from model_export.operations import ModelGraph
+from model_export.plans import plan_for_graph
+from model_export.runtime_probe import run_calls
+from model_export.train_step import TrainStep
+from model_export.zoo import ZOO
+from model_export.zoo_presets import ZOO_PREFIX, fields_for
+from model_export.zoo_table import ZOO_ROWS
+from wire_protocol import model_contract as contract
+from wire_protocol.plan import TrainingPlan
+
+__all__ = ["ProofFile", "certified_errors", "layer_files", "write_files", "zoo_files"]
+
+_ROW_BATCH: Final = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ProofFile:
+    """One model file with its calls."""
+
+    name: str
+    """Also its file name."""
+    model: bytes
+    inputs: dict[str, Any]
+    """As ``runtime_probe`` reads them."""
+    expected: dict[str, Any]
+    """What the runtime of this environment gives: the one that the exporter compares with Keras."""
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether it has a step to train with, or only answers."""
+        return len({key.split("/")[1] for key in self.inputs}) > 1
+
+    @property
+    def op_versions(self) -> dict[str, int]:
+        """The highest version of each op."""
+        return op_versions(self.model)
+
+
+def zoo_files() -> Iterator[ProofFile]:
+    """Each zoo model with its preset: the trainable file, and the float32 inference file."""
+    for name in ZOO_ROWS:
+        model = ZOO[name](0)
+        graph = read_graph(model)
+        plan = plan_for_graph(graph, **fields_for(f"{ZOO_PREFIX}{name}", {}))
+        yield from _files(name, model, graph, plan)
+
+
+def layer_files() -> Iterator[ProofFile]:
+    """The same of each row of the layer table, trained by SGD."""
+    for number, name in enumerate(LAYER_ROWS):
+        model = row_model(name)
+        graph = read_graph(model)
+        yield from _files(
+            f"row{number:03d}", model, graph, plan_for_graph(graph, batch_size=_ROW_BATCH, learning_rate=0.05)
+        )
+
+
+def certified_errors() -> dict[str, float]:
+    """Zoo model -> the largest loss, weight or output error of its export's certificate."""
+    certificates = {
+        name: build_export(ZOO[name](0), **fields_for(f"{ZOO_PREFIX}{name}", {})).certificate for name in ZOO_ROWS
+    }
+    return {
+        name: max(found.max_loss_error, found.max_weight_error, found.max_output_error)
+        for name, found in certificates.items()
+    }
+
+
+def write_files(files: Sequence[ProofFile], directory: pathlib.Path) -> None:
+    """Writes files and calls for ``runtime_probe``."""
+    for file in files:
+        (directory / f"{file.name}.tflite").write_bytes(file.model)
+        np.savez(directory / f"{file.name}.npz", **file.inputs)
+
+
+def _files(name: str, model: Any, graph: ModelGraph, plan: TrainingPlan) -> Iterator[ProofFile]:
+    weights = [weight.numpy().astype(np.float32) for weight in travelling_weights(model)]
+    yield _proof_file(name, convert(TrainStep(graph, plan)), _training_calls(graph, plan, weights))
+    frozen = FrozenModel(graph, weights, plan.batch_size).as_float()
+    x = draw_batch("random", graph, plan.batch_size, np.random.default_rng(0)).x
+    yield _proof_file(f"{name}-frozen", frozen, {f"0/{contract.INFER}/{contract.X}": x})
+
+
+def _proof_file(name: str, model: bytes, inputs: dict[str, Any]) -> ProofFile:
+    expected = run_calls(model, inputs)
+    return ProofFile(name=name, model=model, inputs=inputs, expected=expected)
+
+
+def _training_calls(
+    graph: ModelGraph, plan: TrainingPlan, weights: Sequence[npt.NDArray[np.float32]]
+) -> dict[str, Any]:
+    """From equal weights each time, as the certificate: infer, evaluate, a step and save, with a full and a short batch."""
+    rng = np.random.default_rng(0)
+    restored = {contract.weight_name(index): weight for index, weight in enumerate(weights)}
+    calls: list[tuple[str, dict[str, Any]]] = []
+    kinds: tuple[BatchKind, ...] = ("random", "partial")
+    for kind in kinds:
+        batch = draw_batch(kind, graph, plan.batch_size, rng)
+        scored = {contract.X: batch.x, contract.LABEL: batch.labels, contract.EXAMPLE_WEIGHT: batch.example_weight}
+        step = {**scored, contract.LEARNING_RATE: np.array([plan.learning_rate], np.float32)}
+        if plan.has_dropout:
+            step[contract.DROPOUT_TICKET] = batch.tickets
+        calls += [
+            (contract.RESTORE, restored),
+            (contract.INFER, {contract.X: batch.x}),
+            (contract.EVALUATE, scored),
+            (contract.TRAIN, step),
+            (contract.SAVE, {"": np.zeros(0)}),
+        ]
+    return {
+        f"{number}/{signature}/{name}": value
+        for number, (signature, inputs) in enumerate(calls)
+        for name, value in inputs.items()
+    }
