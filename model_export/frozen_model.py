@@ -19,7 +19,7 @@ from model_export.file_ops import count_ops
 from model_export.layer_operations import DepthwiseConv2D
 from model_export.native_forward import native_logits
 from model_export.native_layers import NATIVE_LAYERS, native_activation, on_image
-from model_export.operations import ModelGraph
+from model_export.operations import Activation, ModelGraph
 from wire_protocol import model_contract as contract
 
 __all__ = ["FrozenModel"]
@@ -131,4 +131,11 @@ def _depthwise(operation: DepthwiseConv2D, inputs: Sequence[Any], weights: Seque
     )
 
 
-_LAYERS: Final = {**NATIVE_LAYERS, DepthwiseConv2D: _depthwise}
+def _activation(operation: Activation, inputs: Sequence[Any], _: Sequence[Any]) -> Any:
+    """TensorFlow's own, but for softsign, which has no builtin."""
+    if operation.name == "softsign":
+        return inputs[0] / (1.0 + tf.abs(inputs[0]))
+    return native_activation(operation.name, operation.parameter)(inputs[0])
+
+
+_LAYERS: Final = {**NATIVE_LAYERS, Activation: _activation, DepthwiseConv2D: _depthwise}

@@ -95,7 +95,7 @@ def test_the_float_file_answers_as_keras_with_the_trained_weights(trained_mlp, f
     assert frozen.card.float_error <= 1e-5
 
 
-@pytest.mark.parametrize("model", ["zoo mobile", "zoo head", "BatchNormalization", "GRU", "DepthwiseConv2D 3x3 stride 2", "Embedding", "MultiHeadAttention, no bias"])  # fmt: skip
+@pytest.mark.parametrize("model", ["zoo mobile", "zoo head", "BatchNormalization", "GRU", "DepthwiseConv2D 3x3 stride 2", "Embedding", "MultiHeadAttention, no bias", "softsign"])  # fmt: skip
 def test_the_float_file_equals_keras_also_where_layers_are_less_common(model, rng):
     name = model.removeprefix("zoo ")
     keras = (
