@@ -6,7 +6,7 @@ the op that TFLite's kernels and its quantiser are made for.
 
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -138,4 +138,8 @@ def _activation(operation: Activation, inputs: Sequence[Any], _: Sequence[Any]) 
     return native_activation(operation.name, operation.parameter)(inputs[0])
 
 
-_LAYERS: Final = {**NATIVE_LAYERS, Activation: _activation, DepthwiseConv2D: _depthwise}
+_LAYERS: Final[Mapping[type, Callable[[Any, Sequence[Any], Sequence[Any]], Any]]] = {
+    **NATIVE_LAYERS,
+    Activation: _activation,
+    DepthwiseConv2D: _depthwise,
+}

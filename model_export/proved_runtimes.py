@@ -13,6 +13,7 @@ import msgspec
 __all__ = ["RECORD_NAME", "RuntimeRecord", "RuntimeRun", "lowest_proved", "proved_runtimes", "runtimes_markdown"]
 
 RECORD_NAME: Final = "proved_runtimes.json"
+_NAMED: Final = 4
 
 
 class RuntimeRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,14 +23,21 @@ class RuntimeRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Of ai-edge-litert."""
     python: str
     numpy: str
-    problem: str
-    """Why it does not count; empty: it does."""
+    problem: str = ""
+    """Why nothing could be run."""
+    wrong: tuple[str, ...] = ()
+    """Zoo models and rows of the layer table of which a file raises, or computes something else."""
     loss_difference: float = 0.0
-    """Largest, of any file, from the runtime that the exporter compares with Keras; relative to max(1, loss)."""
+    """Largest, of all other files, from the runtime that the exporter compares with Keras; relative to max(1, loss)."""
     weight_difference: float = 0.0
     """Absolute, after a step."""
     output_difference: float = 0.0
     """Relative to max(1, largest output)."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether all files compute what they should."""
+        return not self.problem and not self.wrong
 
 
 class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,6 +45,8 @@ class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     lowest: str
     """The lowest runtime proved: in it, and in every later one that was run, all files compute what they should."""
+    lowest_for_zoo: str
+    """The same for the models of the zoo alone."""
     newest: str
     """The latest that was run, and the one that devices install."""
     zoo: dict[str, float]
@@ -77,10 +87,8 @@ def runtimes_markdown(record: RuntimeRecord) -> str:
 
 def _line(run: RuntimeRun) -> str:
     differences = (run.loss_difference, run.weight_difference, run.output_difference)
-    figures = (
-        [f"{value:.0e}" if value else "0" for value in differences]
-        if any(differences) or not run.problem
-        else ["-"] * 3
-    )
-    cells = (run.runtime, f"{run.python}, {run.numpy}", *figures, run.problem or "proved")
+    figures = ["-"] * 3 if run.problem else [f"{value:.0e}" if value else "0" for value in differences]
+    more = f" and {len(run.wrong) - _NAMED} more" if len(run.wrong) > _NAMED else ""
+    wrong = f"wrong: {', '.join(run.wrong[:_NAMED])}{more}" if run.wrong else ""
+    cells = (run.runtime, f"{run.python}, {run.numpy}", *figures, run.problem or wrong or "proved")
     return f"| {' | '.join(cells)} |\n"

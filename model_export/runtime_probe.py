@@ -3,7 +3,8 @@
     python runtime_probe.py DIRECTORY OUT
 
 For each ``NAME.tflite`` of the directory, ``NAME.npz`` holds calls in order, an array per input, named
-``number/signature/input``. The outputs of all calls go to ``OUT/NAME.npz``, named alike.
+``number/signature/input``. The outputs of all calls go to ``OUT/NAME.npz``, named alike, or what was raised to
+``OUT/NAME.error``.
 """
 
 import pathlib
@@ -45,8 +46,12 @@ def run_calls(model: bytes, inputs: Arrays) -> dict[str, Any]:
 def _main(directory: pathlib.Path, out: pathlib.Path) -> None:
     for path in sorted(directory.glob("*.tflite")):
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as inputs:
-            np.savez(out / f"{path.stem}.npz", **run_calls(path.read_bytes(), inputs))
-    sys.stdout.write(f"{sys.version.split()[0]} {np.__version__}\n")
+            try:
+                outputs = run_calls(path.read_bytes(), inputs)
+            except Exception as error:  # noqa: BLE001 - each runtime has its own; the other files are to be run as well
+                (out / f"{path.stem}.error").write_text(str(error))
+            else:
+                np.savez(out / f"{path.stem}.npz", **outputs)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ class ProofFile:
     """One model file with its calls."""
 
     name: str
-    """Also its file name."""
+    """Of the zoo model, or of the row of the layer table."""
+    file_name: str
     model: bytes
     inputs: dict[str, Any]
     """As ``runtime_probe`` reads them."""
@@ -60,7 +61,7 @@ def zoo_files() -> Iterator[ProofFile]:
         model = ZOO[name](0)
         graph = read_graph(model)
         plan = plan_for_graph(graph, **fields_for(f"{ZOO_PREFIX}{name}", {}))
-        yield from _files(name, model, graph, plan)
+        yield from _files(_Subject(name=name, file_name=f"zoo-{name}", model=model, graph=graph, plan=plan))
 
 
 def layer_files() -> Iterator[ProofFile]:
@@ -68,9 +69,8 @@ def layer_files() -> Iterator[ProofFile]:
     for number, name in enumerate(LAYER_ROWS):
         model = row_model(name)
         graph = read_graph(model)
-        yield from _files(
-            f"row{number:03d}", model, graph, plan_for_graph(graph, batch_size=_ROW_BATCH, learning_rate=0.05)
-        )
+        plan = plan_for_graph(graph, batch_size=_ROW_BATCH, learning_rate=0.05)
+        yield from _files(_Subject(name=name, file_name=f"row-{number:03d}", model=model, graph=graph, plan=plan))
 
 
 def certified_errors() -> dict[str, float]:
@@ -87,21 +87,37 @@ def certified_errors() -> dict[str, float]:
 def write_files(files: Sequence[ProofFile], directory: pathlib.Path) -> None:
     """Writes files and calls for ``runtime_probe``."""
     for file in files:
-        (directory / f"{file.name}.tflite").write_bytes(file.model)
-        np.savez(directory / f"{file.name}.npz", **file.inputs)
+        (directory / f"{file.file_name}.tflite").write_bytes(file.model)
+        np.savez(directory / f"{file.file_name}.npz", **file.inputs)
 
 
-def _files(name: str, model: Any, graph: ModelGraph, plan: TrainingPlan) -> Iterator[ProofFile]:
-    weights = [weight.numpy().astype(np.float32) for weight in travelling_weights(model)]
-    yield _proof_file(name, convert(TrainStep(graph, plan)), _training_calls(graph, plan, weights))
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Subject:
+    """A Keras model to make files of."""
+
+    name: str
+    file_name: str
+    model: Any
+    graph: ModelGraph
+    plan: TrainingPlan
+
+    def file(self, suffix: str, model: bytes, inputs: dict[str, Any]) -> ProofFile:
+        return ProofFile(
+            name=self.name,
+            file_name=f"{self.file_name}{suffix}",
+            model=model,
+            inputs=inputs,
+            expected=run_calls(model, inputs),
+        )
+
+
+def _files(subject: _Subject) -> Iterator[ProofFile]:
+    graph, plan = subject.graph, subject.plan
+    weights = [weight.numpy().astype(np.float32) for weight in travelling_weights(subject.model)]
+    yield subject.file("", convert(TrainStep(graph, plan)), _training_calls(graph, plan, weights))
     frozen = FrozenModel(graph, weights, plan.batch_size).as_float()
     x = draw_batch("random", graph, plan.batch_size, np.random.default_rng(0)).x
-    yield _proof_file(f"{name}-frozen", frozen, {f"0/{contract.INFER}/{contract.X}": x})
-
-
-def _proof_file(name: str, model: bytes, inputs: dict[str, Any]) -> ProofFile:
-    expected = run_calls(model, inputs)
-    return ProofFile(name=name, model=model, inputs=inputs, expected=expected)
+    yield subject.file("-frozen", frozen, {f"0/{contract.INFER}/{contract.X}": x})
 
 
 def _training_calls(

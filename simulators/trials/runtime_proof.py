@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from model_export import runtime_probe
@@ -28,7 +29,6 @@ __all__ = [
     "prove_device",
     "prove_runtime",
     "requirements",
-    "run_of",
 ]
 
 TOLERANCE: Final = 1e-5
@@ -39,6 +39,7 @@ RUNTIMES: Final = (
 )  # fmt: skip
 """All versions of ai-edge-litert, oldest first; the last is what devices install."""
 _NEWER: Final = ("3.14", "3.13", "3.12")
+_VERSIONS: Final = "import sys, numpy; print(sys.version.split()[0], numpy.__version__)"
 _TIMEOUT_S: Final = 300.0
 _QUANTITIES: Final[Mapping[str, str]] = {
     contract.TRAIN: "loss",
@@ -76,7 +77,7 @@ class Environment:
             ["venv", "--quiet", "--python", self.python, str(self.directory)],
             ["pip", "install", "--quiet", "--python", str(self.interpreter), *self.packages],
         ):
-            done = _run([uv, *words])
+            done = _run([uv, *words], cwd=self.directory.parent)  # in a project uv would obey that project's settings
             if done.returncode != 0:
                 raise NoEnvironment(f"uv {words[0]} of {' '.join(self.packages)}: {done.stderr.strip()[-500:]}")
 
@@ -120,39 +121,31 @@ def prove_runtime(
     """
     out = pathlib.Path(tempfile.mkdtemp(prefix="outputs-", dir=environment.directory))
     done = _run([str(environment.interpreter), runtime_probe.__file__, str(inputs), str(out)])
+    versions = _run([str(environment.interpreter), "-c", _VERSIONS]).stdout.split()
+    run = RuntimeRun(runtime=runtime, python=versions[0], numpy=versions[1])
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"])[-1]
-        versions = _run(
-            [str(environment.interpreter), "-c", "import sys, numpy; print(sys.version.split()[0], numpy.__version__)"]
-        )
-        return run_of(runtime, versions.stdout, problem=f"does not run: {said[:120]}")
+        return msgspec.structs.replace(run, problem=f"does not run: {said[:120]}")
     largest = dict.fromkeys(("loss", "weight", "output"), 0.0)
-    wrong: list[str] = []
+    wrong: dict[str, None] = {}  # each once, in order
     for file in files:
-        with np.load(out / f"{file.name}.npz", allow_pickle=False) as outputs:
-            found = list(_differences(file.expected, outputs))
+        found = _found(file, out)
+        if not all(difference <= TOLERANCE - certified.get(file.name, 0.0) for _, difference in found):
+            wrong[file.name] = None
+            continue
         for quantity, difference in found:
             largest[quantity] = max(difference, largest[quantity])
-        if not all(difference <= TOLERANCE - certified.get(file.name, 0.0) for _, difference in found):
-            wrong.append(file.name)
-    problem = f"computes something else: {', '.join(wrong[:3])}" if wrong else ""
-    return run_of(runtime, done.stdout, problem=problem, **largest)
+    rounded = {f"{quantity}_difference": float(f"{value:.2g}") for quantity, value in largest.items()}
+    return msgspec.structs.replace(run, wrong=tuple(wrong), **rounded)
 
 
-def run_of(
-    runtime: str, versions: str, *, problem: str = "", loss: float = 0.0, weight: float = 0.0, output: float = 0.0
-) -> RuntimeRun:
-    """A line of the record; ``versions`` are those of Python and numpy, as the probe prints them."""
-    python, numpy = [*versions.split(), "?", "?"][:2]
-    return RuntimeRun(
-        runtime=runtime,
-        python=python,
-        numpy=numpy,
-        problem=problem,
-        loss_difference=float(f"{loss:.2g}"),
-        weight_difference=float(f"{weight:.2g}"),
-        output_difference=float(f"{output:.2g}"),
-    )
+def _found(file: ProofFile, out: pathlib.Path) -> list[tuple[str, float]]:
+    """The differences of a file's outputs; infinite if it raised."""
+    path = out / f"{file.file_name}.npz"
+    if not path.exists():
+        return [("output", math.inf)]
+    with np.load(path, allow_pickle=False) as outputs:
+        return list(_differences(file.expected, outputs))
 
 
 def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
