@@ -87,10 +87,7 @@ def _rows(certificate: Certificate) -> dict[str, str]:
         "training step here, 1 thread": "not measured"
         if cost is None
         else f"{cost.median_ms:.2f} ms (median of {cost.num_steps}, least {cost.min_ms:.2f}), {cost.peak_rss_mb:.0f} MB",
-        "proved in LiteRT": " and ".join(certificate.proved_runtimes) or "(not stated)",
+        "proved in LiteRT": " to ".join(certificate.proved_runtimes) or "(none: an op was in no proof)",
         "op versions are known since": f"TensorFlow Lite {certificate.min_runtime_version or '(not stated)'}",
-        "lowest runtime proved": f"ai-edge-litert {certificate.lowest_runtime_proved}"
-        if certificate.lowest_runtime_proved
-        else "none: an op was in no proof (docs/reference/runtimes.md)",
         "made with": ", ".join(f"{name} {version}" for name, version in certificate.versions.items()),
     }

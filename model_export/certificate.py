@@ -93,13 +93,11 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     op_versions: dict[str, int] = {}
     """TFLite builtin op -> the highest version of it that the file uses."""
     proved_runtimes: tuple[str, ...] = ()
-    """The oldest and newest LiteRT that run such files in Flockwise's own tests, each in an environment of its own, with
-    equal results; this file was run in the one that ``versions`` names."""
+    """The lowest and the newest ai-edge-litert in which files of all these ops are proved to compute the same, as are all
+    between (docs/reference/runtimes.md); empty: one of the ops was in no proof. This file itself was run in the one that
+    ``versions`` names."""
     min_runtime_version: str = ""
     """The oldest TensorFlow Lite that has these op versions, as the converter states it; empty: it does not."""
-    lowest_runtime_proved: str = ""
-    """The lowest ai-edge-litert in which files of all these ops are proved to compute the same (docs/reference/runtimes.md);
-    empty: one of the ops was in no proof."""
     model_gzip_bytes: int = 0
     """The model file, compressed by gzip: what it costs to send to a device that unpacks."""
     step_cost: StepCost | None = None

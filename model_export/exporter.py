@@ -14,7 +14,7 @@ import numpy as np
 from model_export.bundle import Bundle, refuse_other_files, write_bundle
 from model_export.certificate import Certificate, LossReads, Tolerances, encode_certificate
 from model_export.conversion import convert
-from model_export.file_ops import PROVED_RUNTIMES, count_ops, min_runtime_version, op_versions
+from model_export.file_ops import count_ops, min_runtime_version, op_versions
 from model_export.graph_file import encode_graph
 from model_export.keras_graph import read_graph
 from model_export.keras_reference import KerasReference
@@ -30,7 +30,7 @@ from model_export.parity import (
     refuse_violations,
 )
 from model_export.plans import PlanFields, plain_sgd_twin, plan_for_graph, shows_gradients
-from model_export.proved_runtimes import lowest_proved, proved_runtimes
+from model_export.proved_runtimes import proved_runtimes, runtimes_of
 from model_export.step_cost import measure_step_cost
 from model_export.train_step import TrainStep
 from wire_protocol.model_contract import CONTRACT_VERSION, RESTORE, SAVE, TRAIN
@@ -157,14 +157,13 @@ def _result(converted: _Converted, report: ParityReport, tolerances: Tolerances)
         op_counts=count_ops(file),
         op_versions=op_versions(file),
         min_runtime_version=min_runtime_version(file),
-        lowest_runtime_proved=lowest_proved(op_versions(file), proved_runtimes().trained_ops),
         model_gzip_bytes=len(gzip.compress(file, mtime=0)),
         loss=plan.loss,
         loss_reads=_what_the_loss_reads(converted.graph),
         tolerances=tolerances,
         cases=report.cases,
         signature_errors=report.signature_errors,
-        proved_runtimes=PROVED_RUNTIMES,
+        proved_runtimes=runtimes_of(op_versions(file), proved_runtimes().trained_ops),
         num_steps_compared=sum(case.num_steps for case in report.cases),
         max_loss_error=max(case.loss_error for case in report.cases),
         max_gradient_error=max(case.gradient_error for case in report.cases),

@@ -5,11 +5,9 @@ from typing import Any, Final
 
 from ai_edge_litert import schema_py_generated as schema
 
-__all__ = ["FILE_IDENTIFIER", "PROVED_RUNTIMES", "count_ops", "min_runtime_version", "op_name", "op_versions"]
+__all__ = ["FILE_IDENTIFIER", "count_ops", "min_runtime_version", "op_name", "op_versions"]
 
 FILE_IDENTIFIER: Final = b"TFL3"
-PROVED_RUNTIMES: Final = ("1.2.0", "2.3.0")
-"""The oldest and the newest ai-edge-litert in which ``tests/export/test_runtimes.py`` runs exported files."""
 _OP_NAMES: Final = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
 
 

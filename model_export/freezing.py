@@ -16,7 +16,7 @@ from model_export.graph_file import decode_graph
 from model_export.inference_card import FileCard, InferenceCard, Int8Card, Int8Kind, Origin, encode_card
 from model_export.inference_run import answers_of, infer_all, quantisation_of, trained_outputs
 from model_export.operations import ModelGraph
-from model_export.proved_runtimes import lowest_proved, proved_runtimes
+from model_export.proved_runtimes import proved_runtimes, runtimes_of
 from wire_protocol.plan import REGRESSION_LOSSES, TrainingPlan
 from wire_protocol.tensors import Tensors
 
@@ -229,7 +229,5 @@ def _file_card(name: str, model: bytes) -> FileCard:
         op_counts=count_ops(model),
         op_versions=op_versions(model),
         min_runtime_version=min_runtime_version(model),
-        lowest_runtime_proved=lowest_proved(op_versions(model), proved_runtimes().inference_ops)
-        if name == FLOAT_NAME
-        else "",
+        proved_runtimes=runtimes_of(op_versions(model), proved_runtimes().inference_ops) if name == FLOAT_NAME else (),
     )

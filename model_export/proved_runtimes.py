@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["RECORD_NAME", "RuntimeRecord", "RuntimeRun", "lowest_proved", "proved_runtimes", "runtimes_markdown"]
+__all__ = ["RECORD_NAME", "RuntimeRecord", "RuntimeRun", "proved_runtimes", "runtimes_markdown", "runtimes_of"]
 
 RECORD_NAME: Final = "proved_runtimes.json"
 _NAMED: Final = 4
@@ -26,7 +26,7 @@ class RuntimeRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     problem: str = ""
     """Why nothing could be run."""
     wrong: tuple[str, ...] = ()
-    """Zoo models and rows of the layer table of which a file raises, or computes something else."""
+    """Zoo models, rows of the layer table and optimizers of which a file raises, or computes something else."""
     loss_difference: float = 0.0
     """Largest, of all other files, from the runtime that the exporter compares with Keras; relative to max(1, loss)."""
     weight_difference: float = 0.0
@@ -53,6 +53,7 @@ class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Zoo model -> the largest error of its certificate."""
     num_layer_rows: int
     """Rows of the layer table that were run beside them."""
+    num_optimizers: int
     trained_ops: dict[str, int]
     """Op -> highest version, of all trainable files that were run."""
     inference_ops: dict[str, int]
@@ -68,15 +69,16 @@ def proved_runtimes() -> RuntimeRecord:
     return msgspec.json.decode(data, type=RuntimeRecord)
 
 
-def lowest_proved(op_versions: Mapping[str, int], proved: Mapping[str, int]) -> str:
-    """The lowest runtime in which a file of these ops is proved to run; empty: one of its ops was in no proof.
+def runtimes_of(op_versions: Mapping[str, int], proved: Mapping[str, int]) -> tuple[str, ...]:
+    """The lowest and the newest runtime in which a file of these ops is proved; empty: one of its ops was in no proof.
 
     Args:
         op_versions: Of the file.
         proved: ``trained_ops`` or ``inference_ops`` of the record.
     """
+    record = proved_runtimes()
     is_proved = all(version <= proved.get(op, 0) for op, version in op_versions.items())
-    return proved_runtimes().lowest if is_proved else ""
+    return (record.lowest, record.newest) if is_proved else ()
 
 
 def runtimes_markdown(record: RuntimeRecord) -> str:

@@ -17,16 +17,17 @@ from model_export.keras_graph import read_graph
 from model_export.keras_weights import travelling_weights
 from model_export.layer_table import LAYER_ROWS, row_model
 from model_export.operations import ModelGraph
+from model_export.optimizer_table import OPTIMIZERS
 from model_export.plans import plan_for_graph
 from model_export.runtime_probe import run_calls
 from model_export.train_step import TrainStep
-from model_export.zoo import ZOO
+from model_export.zoo import ZOO, digits_mlp
 from model_export.zoo_presets import ZOO_PREFIX, fields_for
 from model_export.zoo_table import ZOO_ROWS
 from wire_protocol import model_contract as contract
 from wire_protocol.plan import TrainingPlan
 
-__all__ = ["ProofFile", "certified_errors", "layer_files", "write_files", "zoo_files"]
+__all__ = ["ProofFile", "certified_errors", "layer_files", "optimizer_files", "write_files", "zoo_files"]
 
 _ROW_BATCH: Final = 4
 
@@ -73,6 +74,15 @@ def layer_files() -> Iterator[ProofFile]:
         yield from _files(_Subject(name=name, file_name=f"row-{number:03d}", model=model, graph=graph, plan=plan))
 
 
+def optimizer_files() -> Iterator[ProofFile]:
+    """``digits_mlp`` with each row of the optimizer table."""
+    for number, (name, fields) in enumerate(OPTIMIZERS.items()):
+        model = digits_mlp()
+        graph = read_graph(model)
+        plan = plan_for_graph(graph, batch_size=_ROW_BATCH, **fields)
+        yield from _files(_Subject(name=name, file_name=f"optimizer-{number:02d}", model=model, graph=graph, plan=plan))
+
+
 def certified_errors() -> dict[str, float]:
     """Zoo model -> the largest loss, weight or output error of its export's certificate."""
     certificates = {
@@ -117,16 +127,18 @@ def _files(subject: _Subject) -> Iterator[ProofFile]:
     yield subject.file("", convert(TrainStep(graph, plan)), _training_calls(graph, plan, weights))
     frozen = FrozenModel(graph, weights, plan.batch_size).as_float()
     x = draw_batch("random", graph, plan.batch_size, np.random.default_rng(0)).x
-    yield subject.file("-frozen", frozen, {f"0/{contract.INFER}/{contract.X}": x})
+    yield subject.file("-frozen", frozen, {f"00/{contract.INFER}/{contract.X}": x})
 
 
 def _training_calls(
     graph: ModelGraph, plan: TrainingPlan, weights: Sequence[npt.NDArray[np.float32]]
 ) -> dict[str, Any]:
-    """From equal weights each time, as the certificate: infer, evaluate, a step and save, with a full and a short batch."""
+    """From equal weights: infer, evaluate, a step and save, with a full and a short batch; then both in a row, for slots."""
     rng = np.random.default_rng(0)
     restored = {contract.weight_name(index): weight for index, weight in enumerate(weights)}
     calls: list[tuple[str, dict[str, Any]]] = []
+    steps: list[tuple[str, dict[str, Any]]] = []
+    saved = (contract.SAVE, {"": np.zeros(0)})
     kinds: tuple[BatchKind, ...] = ("random", "partial")
     for kind in kinds:
         batch = draw_batch(kind, graph, plan.batch_size, rng)
@@ -134,15 +146,19 @@ def _training_calls(
         step = {**scored, contract.LEARNING_RATE: np.array([plan.learning_rate], np.float32)}
         if plan.has_dropout:
             step[contract.DROPOUT_TICKET] = batch.tickets
+        if plan.proximal_mu:
+            step[contract.PROXIMAL_MU] = np.array([plan.proximal_mu], np.float32)
+        steps.append((contract.TRAIN, step))
         calls += [
             (contract.RESTORE, restored),
             (contract.INFER, {contract.X: batch.x}),
             (contract.EVALUATE, scored),
-            (contract.TRAIN, step),
-            (contract.SAVE, {"": np.zeros(0)}),
+            steps[-1],
+            saved,
         ]
+    calls += [(contract.RESTORE, restored), *steps, saved]
     return {
-        f"{number}/{signature}/{name}": value
+        f"{number:02d}/{signature}/{name}": value
         for number, (signature, inputs) in enumerate(calls)
         for name, value in inputs.items()
     }
