@@ -30,7 +30,7 @@ class RuntimeRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     loss_difference: float = 0.0
     """Largest, of all other files, from the runtime that the exporter compares with Keras; relative to max(1, loss)."""
     weight_difference: float = 0.0
-    """Absolute, after a step."""
+    """After a step or two; relative to max(1, largest weight of its tensor)."""
     output_difference: float = 0.0
     """Relative to max(1, largest output)."""
 

@@ -153,7 +153,7 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Itera
         quantity = _QUANTITIES.get(key.split("/")[1])
         if quantity is None:
             continue
-        scale = 1.0 if quantity == "weight" else max(1.0, float(np.abs(values).max()))
+        scale = max(1.0, float(np.abs(values).max()))
         difference = float(np.abs(found[key] - values).max()) / scale
         yield quantity, difference if np.isfinite(difference) else math.inf
 
