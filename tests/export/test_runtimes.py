@@ -98,9 +98,6 @@ def test_the_lowest_runtime_of_the_zoo_computes_what_the_certificates_say(files,
     run = prove_runtime(environment, lowest, files, inputs=inputs, certified=record.zoo)
     assert run.is_right, (run.problem, run.wrong)
     assert run.numpy == "1.25.2"
-    for file in files:
-        proved = record.trained_ops if file.is_trainable else record.inference_ops
-        assert runtimes_of(file.op_versions, proved), file.name
     # And a difference would be seen: the same run against figures that are off by a little more than is allowed.
     wrong = [
         dataclasses.replace(file, expected={key: value + 2 * TOLERANCE * max(1, np.abs(value).max(initial=0))
