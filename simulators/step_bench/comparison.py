@@ -160,9 +160,10 @@ _PRODUCTS: Final = (
 )
 
 
-def gemm_peak(*, num_threads: int, repeats: int = 15) -> GemmPeak:
-    """Measures in a process whose BLAS may use ``num_threads``; the best of ``repeats``."""
-    code = f"from simulators.step_bench.comparison import _gemm; print(_gemm({repeats}))"
+def gemm_peak(*, num_threads: int, repeats: int = 15, is_alone: bool = False) -> GemmPeak:
+    """Measures in a process whose BLAS may use ``num_threads``; the best of ``repeats``; ``is_alone`` as in ``compare``."""
+    priority = "import os; os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1)); " if is_alone else ""
+    code = f"{priority}from simulators.step_bench.comparison import _gemm; print(_gemm({repeats}))"
     limits = {**os.environ, "OPENBLAS_NUM_THREADS": str(num_threads), "OMP_NUM_THREADS": str(num_threads)}
     done = subprocess.run([sys.executable, "-c", code], env=limits, check=True, capture_output=True, text=True)
     seconds = float(done.stdout.split()[-1])
