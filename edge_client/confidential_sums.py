@@ -59,6 +59,8 @@ class ConfidentialSums:
         state_dir = Path(config.device.state_dir)
         key = SealingKeyStore(state_dir, writer=writer).load()
         if identity is None or key is None:
+            if config.committee.serve:
+                _LOG.error("committee_not_served: this device is not enrolled, or was never put into a key directory")
             return
         pinned = PinnedDirectory(
             state_dir,

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_sum import pairwise_masks
+from secure_sum import committee_sealing, pairwise_masks
 from secure_sum.committee_rules import check_committee, least_threshold
 from secure_sum.errors import OpeningRefused, RefusalCause, SealingRefused
 from secure_sum.keystream import add_mask, subtract_mask
@@ -210,6 +210,17 @@ def test_a_device_does_not_seal_for_a_committee_that_could_open_two_sets(round_)
     weak = dataclasses.replace(round_.as_seen_by("d00000"), threshold=2)
     with pytest.raises(SealingRefused, match="two sets"):
         round_.seal("d00000", np.zeros(1, np.uint32), round_=weak)
+
+
+def test_a_member_does_not_open_for_devices_that_have_sealed_with_a_weaker_threshold(round_, monkeypatch):
+    monkeypatch.setattr(committee_sealing, "check_committee", lambda **_: None)
+    careless = {
+        name: round_.seal(
+            name, np.zeros(1, np.uint32), round_=dataclasses.replace(round_.as_seen_by(name), threshold=2)
+        )
+        for name in round_.roster
+    }
+    assert _refusal(round_, _order(round_, careless)).cause is RefusalCause.WEAK_THRESHOLD
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,9 @@ def make(tmp_path):
     return make
 
 
-def test_a_device_without_keys_seals_nothing_and_opens_nothing(make, tmp_path):
+def test_a_device_without_keys_seals_nothing_and_opens_nothing_and_says_so(make, tmp_path, caplog):
     sums = make(has_keys=False)
+    assert "committee_not_served" in caplog.text
     assert sums.sealer is None
     assert sums.tick(1e9) == []
     assert not (tmp_path / "state" / BOOK_FILE).exists()

@@ -1,8 +1,11 @@
 """An opener's session and book: one set per round for ever, the same answer however often it is asked."""
 
 import itertools
+import os
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -217,6 +220,19 @@ def test_a_book_keeps_the_first_set_of_a_round_also_after_a_restart(tmp_path):
         assert not book.claim(b"c" * 32, b"2" * 32)
         assert book.claim(b"c" * 32, b"1" * 32)
         assert book.claim(b"d" * 32, b"2" * 32)
+
+
+def test_a_member_that_is_killed_after_it_has_written_its_set_knows_it_again(tmp_path):
+    path = tmp_path / "sets.sqlite"
+    program = (
+        "import os, sys; from pathlib import Path; from edge_client.opener.set_book import SqliteSetBook\n"
+        "book = SqliteSetBook(Path(sys.argv[1])); book.claim(b'c' * 32, b'1' * 32); os.kill(os.getpid(), 9)"
+    )
+    died = subprocess.run([sys.executable, "-c", program, str(path)], check=False, env=os.environ)
+    assert died.returncode == -9
+    with SqliteSetBook(path) as book:
+        assert not book.claim(b"c" * 32, b"2" * 32)
+        assert book.claim(b"c" * 32, b"1" * 32)
 
 
 def test_a_book_that_one_thread_opened_serves_another(tmp_path):
