@@ -8,6 +8,7 @@ from coordinator.errors import InvalidConfig
 from coordinator.mask_mode import MaskMode
 from coordinator.sum_modes import Answered, SealedSet, sum_mode_of
 from secure_sum.errors import OpeningFailed
+from secure_sum.shamir import PRIME, ShareWeights
 from simulators.masked_round import MaskedRoundInMemory, masked_total
 from wire_protocol.blobs import split_blob
 from wire_protocol.confidentiality import MaskedSums, SumOpener
@@ -120,6 +121,21 @@ def test_a_lie_among_just_enough_answers_is_noticed_and_found_when_more_have_com
     assert mode.opened(sealed, answers[:5]) is None, "a sum that honest devices cannot have made"
     # Everybody else is asked now, and with t + 2 answers the liar is known.
     assert set(mode.orders(sealed, answers[:5], frozenset())) == set(round_.committee[5:])
+    assert mode.opened(sealed, answers).total.tolist() == [15] * NUM_VALUES
+
+
+def test_a_lie_that_makes_another_seed_out_of_a_seed_is_noticed_by_the_range_of_the_sum(round_):
+    """Most lies put together no seed at all; this one does, and the mask that is taken off is another one."""
+    mode, sealed = MaskMode(_plan(round_)), _sealed_set(round_, _updates(round_.roster[:5]))
+    orders = mode.orders(sealed, [], frozenset())
+    answers = [_answer(round_, member, orders[member]) for member in round_.committee]
+    data = answers[0].result.data
+    weight = ShareWeights(range(1, 6))._weights[0]
+    # The secret goes up by one.
+    share = (int.from_bytes(data[:32], "little") + pow(weight, -1, PRIME)) % PRIME
+    lie = share.to_bytes(32, "little") + data[32:]
+    answers[0] = _answer(round_, round_.committee[0], orders[round_.committee[0]], lie)
+    assert mode.opened(sealed, answers[:5]) is None
     assert mode.opened(sealed, answers).total.tolist() == [15] * NUM_VALUES
 
 
