@@ -13,6 +13,7 @@ from coordinator.private_task import PrivacyWish, made_private
 from coordinator.question_files import KeptQuestion, keep_question
 from coordinator.round_table import RoundState
 from flockwise.cli import main
+from simulators.privacy_report import as_html, make_report
 from simulators.virtual_run import linear_task
 from wire_protocol.query import Query
 
@@ -52,24 +53,24 @@ def test_the_page_names_rounds_price_audit_and_what_voids_it(run_dir, tmp_path):
 def test_the_price_is_of_every_round_that_was_opened_not_of_those_that_were_recorded(run_dir):
     values = json.loads(_report(run_dir, "--json").output)
     assert len(values["rounds"]) == 2
+    assert values["questions"] == []
+    assert values["spent"]["epsilon_with_questions_at_most"] == pytest.approx(
+        values["spent"]["epsilon_by_rdp"], rel=1e-6
+    )
     assert values["spent"]["rounds_charged_at_most"] == 3
     assert values["spent"]["epsilon_by_rdp"] == pytest.approx(claimed_epsilon(BUNDLE.plan.privacy, 3))
     assert values["audit"]["holds"]
     assert values["audit"]["least_epsilon"] < values["spent"]["epsilon_by_rdp"]
 
 
-def test_questions_to_the_same_fleet_are_on_the_page_and_in_the_price(run_dir, tmp_path):
-    alone = json.loads(_report(run_dir, "--json").output)
-    assert alone["questions"] == []
-    assert alone["spent"]["epsilon_with_questions_at_most"] == pytest.approx(alone["spent"]["epsilon_by_rdp"], rel=1e-6)
+def test_questions_to_the_same_fleet_are_on_the_page_and_in_the_price(run_dir):
     query = Query(name="sizes", period="2026-11", kind="count", edges=(0.0, 9.0), epsilon=0.5, min_contributors=20)
     keep_question(run_dir, KeptQuestion(query=query))
-    values = json.loads(_report(run_dir, "--json").output)
-    assert [(asked["name"], asked["is_answered"]) for asked in values["questions"]] == [("sizes", False)]
-    assert values["spent"]["epsilon_by_rdp"] == alone["spent"]["epsilon_by_rdp"]
-    assert values["spent"]["epsilon_with_questions_at_most"] > alone["spent"]["epsilon_with_questions_at_most"] + 0.01
-    assert _report(run_dir, "--out", str(tmp_path / "page.html")).exit_code == 0
-    assert "sizes" in (tmp_path / "page.html").read_text()
+    report = make_report(run_dir)
+    assert [(asked["name"], asked["is_answered"]) for asked in report.as_dict()["questions"]] == [("sizes", False)]
+    assert report.epsilon_by_rdp == pytest.approx(claimed_epsilon(BUNDLE.plan.privacy, 3))
+    assert report.epsilon_with_questions > report.epsilon_by_rdp + 0.01
+    assert "sizes" in as_html(report)
 
 
 def test_with_correlated_noise_parts_are_counted_and_not_rounds(tmp_path):
