@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from coordinator.aggregation_spec import AggregationSpec
+from coordinator.down_signing import load_signer, public_key_text
 from coordinator.numpy_mean import NumpyMeanAggregator
 from edge_client.config_loader import load_config
 from edge_client.daemon import Daemon
@@ -110,7 +111,8 @@ def test_a_key_authority_decrypts_the_sums_of_banks_that_take_part_in_nothing_el
     words = ("key-authority", "run", "--population", POPULATION, "--state-dir", home, "--broker", mosquitto_url)
     log = tmp_path / "key-authority.log"
     with log.open("wb") as stream:
-        command = [str(FLOCKWISE), *map(str, words), "--min-contributors", "2"]
+        pinned = public_key_text(load_signer(tmp_path / "state").public_key)
+        command = [str(FLOCKWISE), *map(str, words), "--min-contributors", "2", "--coordinator-key", pinned]
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"PYTHONPATH": str(ROOT)})
     daemons = [Daemon(load_config(tmp_path / name / "client.toml", {})) for name in BANKS]
     threads = [threading.Thread(target=daemon.serve) for daemon in daemons]

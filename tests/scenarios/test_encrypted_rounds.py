@@ -20,9 +20,10 @@ from coordinator.round_policy import RoundPolicy
 from edge_client.opener.key_desk import KeyDesk
 from edge_client.privacy.rules import PrivacyBudget, PrivacyRules
 from secure_sum import bfv
-from secure_sum.ciphertext import decode_ciphertext
+from secure_sum.ciphertext import NUM_TAGS, Ciphertext, decode_ciphertext, encode_ciphertext
 from secure_sum.encrypted_sum import EncryptedSum
-from secure_sum.errors import OpeningRefused
+from secure_sum.encryption_keys import decode_encryption_keys
+from secure_sum.errors import MalformedSealed, OpeningFailed, OpeningRefused, OversizedSealed
 from simulators.scenario import load_scenario
 from simulators.virtual_fleet import BadNetwork, BadWorld
 from simulators.virtual_key_authority import VirtualKeyAuthority, trust_with_key_authority
@@ -216,3 +217,40 @@ def test_without_tenseal_the_coordinator_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tenseal", None)
     with pytest.raises(InvalidConfig, match=r"flockwise\[he\]"):
         run_virtual(bench.run)
+
+
+def test_a_payload_that_cannot_be_added_is_rejected_before_it_is_counted(monkeypatch):
+    """What is in the journal is added again after a restart: rubbish in it would end every round."""
+    bench = Bench(monkeypatch)
+    mode = encrypted_mode.EncryptedMode(bench.run.plan)
+    good = seal_one(bench, np.zeros(bench.run.plan.num_update_numbers, np.uint32))
+    mode.check_payload(good)
+    decoded = decode_ciphertext(good, num_values=650)
+    short = dataclasses.replace(decoded, chunks=(decoded.chunks[0][:-200],))
+    for bad in (b"", good[:-1], good + b"x", encode_ciphertext(short)):
+        with pytest.raises((MalformedSealed, OversizedSealed)):
+            mode.check_payload(bad)
+
+
+def seal_one(bench, values):
+    keys = decode_encryption_keys(bench.authority.released)
+    chunks = bfv.Encryptor(keys.public_key).encrypt(values.astype(np.int64))
+    return encode_ciphertext(Ciphertext(num_values=len(values), tags=(0,) * NUM_TAGS, chunks=chunks))
+
+
+def test_a_sum_of_more_updates_than_are_exact_is_not_believed(monkeypatch):
+    mode = encrypted_mode.EncryptedMode(Bench(monkeypatch).run.plan)
+    mode._most = 3
+
+    class Sealed:
+        headers = range(4)
+
+    class Answer:
+        class result:  # noqa: N801 - stands for a field
+            data = bytes(4 * 650)
+
+    assert mode.opened(Sealed, []) is None
+    with pytest.raises(OpeningFailed, match="wrap around"):
+        mode.opened(Sealed, [Answer])
+    Sealed.headers = range(3)
+    assert mode.opened(Sealed, [Answer]).num_contributors == 3
