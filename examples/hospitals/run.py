@@ -79,6 +79,8 @@ def run(*, num_rounds: int, epsilon: float, seed: int) -> dict[str, Any]:
             }
             for name, patients in hospitals.items()
         },
+        "patients_tested": len(test.y),
+        "share_benign": float(test.y.mean()),
         "accuracy_together_without_privacy": accuracy(mean_of_rounds(consortium, num_rounds=num_rounds)),
         "accuracy_together": joint.test_accuracy,
         "epsilon": epsilon,
@@ -112,7 +114,10 @@ def main(*, num_rounds: int, epsilon: float, seed: int, as_json: bool) -> None:
     if as_json:
         print_json(values)
         return
-    click.echo("Accuracy on 114 patients whom no hospital trained on (always 'benign': 63 %):")
+    click.echo(
+        f"Accuracy on {values['patients_tested']} patients whom no hospital trained on (always 'benign': "
+        f"{values['share_benign']:.0%}):"
+    )
     for name, hospital in values["hospitals"].items():
         click.echo(f"  {name:16s} alone, {hospital['patients']:3d} patients         {hospital['accuracy_alone']:6.1%}")
     click.echo(f"  all five together, no privacy at all         {values['accuracy_together_without_privacy']:6.1%}")
