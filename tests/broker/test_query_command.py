@@ -21,6 +21,7 @@ from coordinator.admission import AdmissionPolicy
 from coordinator.aggregation_spec import AggregationSpec
 from coordinator.numpy_mean import NumpyMeanAggregator
 from coordinator.private_sum import private_aggregator
+from coordinator.question_files import read_questions
 from coordinator.round_loop import RoundSchedule
 from coordinator.round_policy import RoundPolicy
 from coordinator.server import ServerConfig, open_task_state, run_rounds
@@ -203,6 +204,8 @@ def test_a_device_killed_between_charge_and_publication_answers_with_the_bytes_t
         killed.start("device.outbox.before_store=1")
         asking = _start_query(*MEAN, cwd=tmp_path, broker=embedded_url)
         assert killed.process.wait(60) == -signal.SIGKILL, killed.log()
+        # Whoever has been charged, an auditor sees what for.
+        assert [kept.answer for kept in read_questions(tmp_path / "state")] == [None]
         charged = killed.charged_bytes()
         assert len(charged) == 1
         assert killed.home.name not in dict(said)
@@ -220,6 +223,7 @@ def test_a_device_killed_between_charge_and_publication_answers_with_the_bytes_t
     finally:
         time.sleep(0.2)
         spy.stop()
+    assert [kept.answer.num_reports for kept in read_questions(tmp_path / "state")] == [3]
     assert {digest for device, digest in said if device == killed.home.name} == set(charged)
     assert killed.charged_bytes() == charged
     assert [len(device.entries()) for device in greenhouses] == [1, 1, 1]
