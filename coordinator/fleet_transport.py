@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
+import msgspec
+
 from broker_link.link import BrokerLink, EventSink, LinkEvent
 from coordinator.actions import Action, Fold, Publish, RoundEnded, RoundOrder
 from coordinator.aggregation import ClientUpdate
 from coordinator.device_guard import MakeGuard, open_guard
+from coordinator.errors import InvalidConfig
 from coordinator.fleet import FleetCoordinator
 from coordinator.refusals import GuardRefusal
 from coordinator.round_table import RoundEvent, RoundState
@@ -44,6 +47,7 @@ class FleetTransport:
         make_guard: Makes what decides who is heard: ``device_guard.roster_guard(...)``, or everybody.
 
     Raises:
+        InvalidConfig: The task is confidential: there are no single updates to hand over.
         RosterUnusable: From the guard: its roster cannot be read.
     """
 
@@ -55,6 +59,8 @@ class FleetTransport:
         clock: Callable[[], float] = time.monotonic,
         make_guard: MakeGuard = open_guard,
     ) -> None:
+        if fleet.plan.confidentiality is not msgspec.UNSET:
+            raise InvalidConfig("a TFF program is given each update: a task with confidential sums is run by 'serve'")
         self._fleet = fleet
         self._clock = clock
         self._events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()

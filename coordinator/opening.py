@@ -130,9 +130,10 @@ class OpeningExchange:
         asked = self._asked.get(opener_id)
         if asked is None or (asked.request.round_id, asked.request.nonce) != (answer.round_id, answer.nonce):
             return [self._refuse(opener_id, answer, RejectionReason.WRONG_ROUND)]
-        asked.heard_at = now
         if answer.refusal is not None:
+            # One that is not ready counts as silent: it is passed over in its time, if others can do without it.
             return self._take_refusal(opener_id, answer, answer.refusal)
+        asked.heard_at = now
         if answer.answer is None or answer.answer.num_bytes > self._max_result_bytes:
             return self._bad(opener_id, answer.round_id, answer.nonce, "longer than any result")
         if asked.assembler is None or asked.assembler.ref != answer.answer:
