@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 
 import msgspec
@@ -367,3 +368,34 @@ def test_a_lying_coordinator_alone_reads_nobody():
     sealed = fleet.all_sealed()
     with pytest.raises(OpeningRefused, match="second_set"):
         _steal(fleet, sealed, "d0003", [])
+
+
+def _openable(sets, num_devices, conspirator=None, modulus=4):
+    """Every combination of devices whose sum can be opened if each helper has been shown one of these sets.
+
+    A combination can be opened if each part's masks can be combined in the same way: from the sums that honest holders
+    give, or at will if the conspirator holds the part. Over a ring of 4 elements all of them can be listed.
+    """
+    openable = None
+    for holders in parts_of(2):
+        if conspirator in holders:
+            continue
+        first, second = (np.array([device in sets[helper] for device in range(num_devices)], int) for helper in holders)
+        spanned = {tuple((a * first + b * second) % modulus) for a in range(modulus) for b in range(modulus)}
+        openable = spanned if openable is None else openable & spanned
+    return [combination for combination in openable if any(combination)]
+
+
+def test_whatever_sets_honest_helpers_are_shown_nothing_about_fewer_than_n_min_devices_is_opened():
+    num_devices, n_min = 4, 2
+    sets = [
+        frozenset(chosen)
+        for size in range(n_min, num_devices + 1)
+        for chosen in itertools.combinations(range(num_devices), size)
+    ]
+    for shown in itertools.product(sets, repeat=3):
+        for combination in _openable(shown, num_devices):
+            assert sum(value != 0 for value in combination) >= n_min
+    whole, fewer = frozenset(range(4)), frozenset(range(3))
+    found = _openable((whole, whole, fewer), num_devices, conspirator=0)
+    assert (0, 0, 0, 1) in found, "with a helper on its side a lying coordinator takes the difference"
