@@ -54,6 +54,10 @@ _NUM_DRAWN = 64
     help="The coordinator's: epsilon and federated evaluation of the frozen checkpoint are taken from its registry.",
 )  # fmt: skip
 @click.option("--epsilon", type=click.FloatRange(0), help="What the training had cost each device, if it was private.")
+@click.option(
+    "--piece-kib", type=click.IntRange(1, 1024), default=120, show_default=True,
+    help="Largest message that the broker and every device's connection take.",
+)  # fmt: skip
 @click.option("--note", default="", help="For people, in the model card.")
 @json_option
 @dry_run_option
@@ -161,6 +165,7 @@ def _draft(data: bytes, found: Any, options: dict[str, Any], repository: Any, nu
         lineage=lineage,
         note=options["note"],
         bases=bases,
+        piece_bytes=options["piece_kib"] * 1024,
     )
 
 

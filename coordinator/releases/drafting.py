@@ -8,6 +8,7 @@ from typing import Final
 import zstandard
 
 from wire_protocol.blobs import split_blob
+from wire_protocol.limits import DEFAULT_PIECE_BYTES
 from wire_protocol.release import (
     GoldenBatch,
     ModelTensor,
@@ -54,6 +55,7 @@ def draft_release(
     lineage: ReleaseLineage,
     note: str = "",
     bases: Sequence[bytes] = (),
+    piece_bytes: int = DEFAULT_PIECE_BYTES,
 ) -> ReleaseDraft:
     """Makes a release.
 
@@ -67,6 +69,7 @@ def draft_release(
         lineage: Where it comes from.
         note: For people.
         bases: Models that devices may have: a difference to each is offered where it is shorter.
+        piece_bytes: Of one retained message; a broker may allow less than the default.
 
     Raises:
         BlobError: The model is empty or too large.
@@ -75,21 +78,28 @@ def draft_release(
     whole = pack_model(model, base=None)
     packed: list[tuple[PackedModel, bytes]] = []
     if len(whole) < _WORTH_IT * len(model):
-        packed.append((PackedModel(blob=split_blob(whole).ref), whole))
+        packed.append((PackedModel(blob=split_blob(whole, piece_bytes=piece_bytes).ref), whole))
     shortest = min(len(model), len(whole))
     for base in bases:
         data = pack_model(model, base=base)
         if len(data) < _WORTH_IT * shortest:
-            packed.append((PackedModel(blob=split_blob(data).ref, base_sha256=hashlib.sha256(base).hexdigest()), data))
+            packed.append(
+                (
+                    PackedModel(
+                        blob=split_blob(data, piece_bytes=piece_bytes).ref, base_sha256=hashlib.sha256(base).hexdigest()
+                    ),
+                    data,
+                )
+            )
     manifest = ReleaseManifest(
         name=name,
         number=number,
-        model=split_blob(model).ref,
+        model=split_blob(model, piece_bytes=piece_bytes).ref,
         packed=tuple(item for item, _ in packed),
         input=tensors[0],
         output=tensors[1],
         golden=GoldenBatch(
-            blob=split_blob(golden.data).ref,
+            blob=split_blob(golden.data, piece_bytes=piece_bytes).ref,
             num_examples=golden.num_examples,
             max_abs_error=golden.max_abs_error,
             min_agreement=golden.min_agreement,

@@ -8,7 +8,9 @@ import pytest
 
 from broker_link.failpoints import hit
 from broker_link.memory_broker import MemoryBroker
+from coordinator.releases.drafting import GoldenRules, ReleaseDraft, draft_release, pack_model
 from coordinator.releases.publisher import channel_messages
+from edge_client.errors import ReleaseRefused
 from edge_client.releases.agent import ReleaseAgent
 from edge_client.releases.check_child import CheckVerdict
 from edge_client.releases.compatibility import DeviceFacts
@@ -20,6 +22,7 @@ from edge_client.releases.release_table import ReleaseStage
 from edge_client.releases.settings import ReleaseSettings
 from edge_client.releases.slots import MODEL_FILE, ModelSlots
 from edge_client.releases.trusted import TrustedReleases
+from edge_client.releases.unpacking import unpack_model
 from edge_client.state_writer import StateWriter
 from edge_client.time_floor import TimeFloor
 from tests.releases.conftest import GOLDEN, Channel, make_manifest, make_order, model_blob
@@ -68,6 +71,7 @@ class Fleetlet:
         self.verdicts: dict[int, list[CheckVerdict]] = {}
         self.reports: list[ReleaseReport] = []
         self.every_number: list[int] = []
+        self.models: dict[int, bytes] = {}
         self.boot()
 
     def boot(self) -> None:
@@ -101,7 +105,8 @@ class Fleetlet:
         if self.slots.current_path.exists():
             self.every_number.append(int(self.slots.current_path.resolve().name))
             size = (self.slots.current_path / MODEL_FILE).stat().st_size
-            assert size == model_blob(self.every_number[-1]).ref.num_bytes
+            number = self.every_number[-1]
+            assert size == len(self.models.get(number) or model_blob(number).data)
 
     def run(self, seconds: float = 5.0, *, until: Callable[[], bool] = lambda: False) -> None:
         ends_at = self.now + seconds
@@ -263,6 +268,53 @@ def test_fifty_random_cuts_refetch_at_most_one_piece_each(channel: Channel, tmp_
     assert file.read() == model.data
     digests = len(model.piece_digests)
     assert delivered[0] <= 5_000_000 + digests * (cuts + 1) + cuts * model.ref.piece_bytes
+
+
+def _draft(number: int, model: bytes, *bases: bytes) -> ReleaseDraft:
+    plain = make_manifest(number)
+    return draft_release(
+        name="digits", number=number, model=model, tensors=(plain.input, plain.output), needs=plain.needs,
+        lineage=plain.lineage, bases=bases, piece_bytes=32 * 1024,
+        golden=GoldenRules(
+            data=GOLDEN.data, num_examples=8, max_abs_error=1e-3, min_agreement=0.9, max_latency_ms=50.0
+        ),
+    )  # fmt: skip
+
+
+def test_a_release_comes_as_a_difference_to_the_one_that_is_here(channel: Channel, tmp_path: Path) -> None:
+    rng = random.Random(9)
+    first = rng.randbytes(600_000)
+    second = first[:200_000] + rng.randbytes(20_000) + first[220_000:]
+    fleetlet = Fleetlet(channel, tmp_path / "device")
+    fleetlet.models = {2: first, 3: second}
+    draft = _draft(2, first)
+    channel.repository.add_release(draft.manifest, draft.blobs)
+    channel.repository.set_order(make_order(2, baseline=2))
+    fleetlet.publish()
+    fleetlet.run(120)
+    whole = fleetlet.agent.counts["bytes"]
+    assert whole > 600_000
+    draft = _draft(3, second, first)
+    channel.repository.add_release(draft.manifest, draft.blobs)
+    channel.repository.set_order(make_order(3, baseline=3))
+    fleetlet.publish()
+    fleetlet.run(120)
+    assert fleetlet.agent.current == 3
+    assert (fleetlet.slots.current_path / MODEL_FILE).read_bytes() == second
+    assert fleetlet.agent.counts["bytes"] - whole < 40_000
+
+
+@pytest.mark.parametrize("damage", ["size", "content", "bomb"])
+def test_a_packed_model_gives_its_manifests_bytes_or_nothing(damage: str) -> None:
+    model = random.Random(1).randbytes(50_000)
+    wanted = split_blob(model).ref
+    packed = {
+        "size": pack_model(model + b"x", base=None),
+        "content": pack_model(model[:-1] + b"x", base=None),
+        "bomb": pack_model(bytes(100_000_000), base=None),
+    }[damage]
+    with pytest.raises(ReleaseRefused):
+        unpack_model(packed, wanted, base=None)
 
 
 def test_what_is_on_disk_is_believed_only_by_its_hash(tmp_path: Path) -> None:
