@@ -47,7 +47,10 @@ _NUM_DRAWN = 64
 )
 @click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="[default: 20 times this machine's]")
 @click.option("--min-memory-mb", type=click.IntRange(1), help="[default: what the check took here, and 64]")
-@click.option("--min-runtime", help="Lowest LiteRT version that runs it. [default: the one here, which is tried]")
+@click.option(
+    "--min-runtime",
+    help="Lowest LiteRT version that runs it. [default: the lowest proved, by the card; or the one here]",
+)
 @click.option("--device-class", "classes", multiple=True, help="Only for this hardware class or tag. May be repeated.")
 @click.option(
     "--state-dir", type=click.Path(exists=True, path_type=Path),
@@ -133,6 +136,7 @@ def _draft(data: bytes, found: Any, options: dict[str, Any], repository: Any, nu
     bases = [repository.blob(repository.manifest(options["name"], baseline).model.sha256)] if baseline else []
     lineage = ReleaseLineage(parent=baseline, epsilon=options["epsilon"])
     operators: tuple[str, ...] = ()
+    lowest_runtime = importlib.metadata.version("ai-edge-litert")
     if found is not None:
         card, file = found
         origin = card.origin
@@ -143,6 +147,7 @@ def _draft(data: bytes, found: Any, options: dict[str, Any], repository: Any, nu
         if options["state_dir"] is not None:
             lineage = _with_registered(lineage, options["state_dir"])
         operators = tuple(sorted(file.op_counts))
+        lowest_runtime = (*file.proved_runtimes, lowest_runtime)[0]
     is_int8 = outputs.dtype == np.int8
     return draft_release(
         name=options["name"],
@@ -157,7 +162,7 @@ def _draft(data: bytes, found: Any, options: dict[str, Any], repository: Any, nu
             max_latency_ms=options["max_latency_ms"] or 1e6,
         ),
         needs=ReleaseNeeds(
-            min_runtime=options["min_runtime"] or importlib.metadata.version("ai-edge-litert"),
+            min_runtime=options["min_runtime"] or lowest_runtime,
             min_memory_mb=options["min_memory_mb"] or _BASE_MEMORY_MB,
             operators=operators,
             device_classes=options["classes"],

@@ -37,7 +37,7 @@ class FileCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     op_versions: dict[str, int]
     min_runtime_version: str
     """The oldest TensorFlow Lite that has these op versions, as the converter states it."""
-    proved_runtimes: tuple[str, ...]
+    proved_runtimes: tuple[str, ...] = ()
     """The lowest and the newest ai-edge-litert in which float32 files of all these ops are proved to compute the same;
     empty: one of the ops was in no proof. Empty for int8: its roundings are each runtime's own."""
 

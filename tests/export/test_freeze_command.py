@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from coordinator.aggregation import ServerState
 from coordinator.checkpoints import CheckpointStore
 from coordinator.task_bundle import read_task_bundle
 from edge_client.example_store import write_examples
+from flockwise.cli import main
 from flockwise.freeze_command import freeze
 from model_export.bundle import write_bundle
 from simulators.datasets import load_digits
@@ -136,6 +138,24 @@ def test_int8_that_costs_too_much_is_exit_code_4_and_nothing_is_written(place, t
     assert result.exit_code == 4, result.output
     assert "use --int8 weights" in result.output
     assert not (tmp_path / "app").exists()
+
+
+def test_a_release_of_frozen_files_asks_for_the_lowest_runtime_that_their_card_proves(place, tmp_path):
+    def command(*words):
+        result = CliRunner().invoke(main, [*map(str, words)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert run(place, "--out", tmp_path / "app").exit_code == 0
+    card = json.loads((tmp_path / "app" / "card.json").read_text())
+    card["float32"]["proved_runtimes"] = ["1.1.1", "2.3.0"]
+    channel = tmp_path / "channel"
+    command("keys", "init", "--channel", channel)
+    for number, lowest in ((1, "1.1.1"), (2, metadata.version("ai-edge-litert"))):
+        (tmp_path / "app" / "card.json").write_text(json.dumps(card))
+        command("push", tmp_path / "app", "--name", "digits", "--channel", channel)
+        assert f"Needs LiteRT {lowest} or later" in command("models", "show", "digits", number, "--channel", channel)
+        card["float32"]["proved_runtimes"] = []
 
 
 def test_the_page_has_figures_of_every_image_model_frozen_both_ways():
