@@ -124,7 +124,8 @@ def prove_runtime(
     versions = _run([str(environment.interpreter), "-c", _VERSIONS]).stdout.split()
     run = RuntimeRun(runtime=runtime, python=versions[0], numpy=versions[1])
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"])[-1]
+        lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("INFO")]
+        said = [f"exit code {done.returncode}", *lines][-1]
         return msgspec.structs.replace(run, problem=f"does not run: {said[:120]}")
     largest = dict.fromkeys(("loss", "weight", "output"), 0.0)
     wrong: dict[str, None] = {}  # each once, in order
