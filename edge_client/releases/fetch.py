@@ -16,8 +16,10 @@ from wire_protocol.topics import parse_release_piece, release_piece, release_pie
 
 __all__ = ["Pieces", "ReleaseFetch"]
 
-_RETRY_BASE_S: Final = 10.0
-_RETRY_CAP_S: Final = 300.0
+_RETRY_BASE_S: Final = 120.0
+"""Long: a connection loses nothing, and whoever asks a busy broker again makes it send twice. With 10 s, ten thousand
+devices at once asked so often that they never got through (`scripts/bench push`)."""
+_RETRY_CAP_S: Final = 900.0
 _LEFT_ALONE_S: Final = 0.2
 """A topic that brought nothing is left for this long before it is followed again."""
 

@@ -146,7 +146,7 @@ class _Trial:
                     if path not in real_done and path.is_symlink():
                         real_done[path] = time.monotonic()
                 self._say(
-                    f"{len(fleet.done_at)} of {num_simulated} simulated, {len(real_done)} of {num_real} real devices"
+                    f"{len(fleet.done_at)} of {num_simulated} simulated ({fleet.num_up} connected), {len(real_done)} of {num_real} real devices"
                 )
                 if time.monotonic() - began > self._limit_s:
                     raise FleetFailed(
