@@ -129,7 +129,7 @@ def run(**options: Any) -> None:
     """Answer the coordinator until stopped by SIGTERM or Ctrl-C. Its log goes to standard error.
 
     It answers for one set of contributors per round, of registered devices that have signed for that round, and writes the
-    set down before it answers. Back its state directory up never: an old copy would have forgotten sets.
+    set down before it answers. Never put its state directory back from a backup: it would have forgotten sets.
 
     Exit codes: 0 stopped by a signal, 1 failed to start, 2 wrong usage.
 

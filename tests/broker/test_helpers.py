@@ -172,3 +172,14 @@ def test_a_helper_that_cannot_be_one_says_why(tmp_path, mosquitto_url):
     done = _flockwise(*words, "--broker", "mqtt://broker.example", fails_with=2)
     assert "allow_plaintext" in done.output
     assert _json(*words, "--broker", mosquitto_url, "--dry-run")["would_run"]
+
+
+def test_a_helper_enrols_with_a_token_as_a_device_does(tmp_path, mosquitto_url):
+    made = _json("coordinator", "enrol-token", "--roster", tmp_path / "roster.sqlite", "--population", POPULATION)
+    words = ("helper", "enrol", "--population", POPULATION, "--id", "h", "--state-dir", tmp_path / "h")
+    words = (*words, "--broker", mosquitto_url)
+    assert "a token is needed" in _flockwise(*words, fails_with=2).output
+    assert _json(*words, "--token", made["token"], "--dry-run")["would_enrol"]
+    assert not (tmp_path / "h").exists()
+    unanswered = _flockwise(*words, "--token", made["token"], "--timeout-s", "1", fails_with=1)
+    assert "no coordinator answered" in unanswered.output
