@@ -136,6 +136,7 @@ def _draft(data: bytes, found: Any, options: dict[str, Any], repository: Any, nu
     bases = [repository.blob(repository.manifest(options["name"], baseline).model.sha256)] if baseline else []
     lineage = ReleaseLineage(parent=baseline, epsilon=options["epsilon"])
     operators: tuple[str, ...] = ()
+    lowest = importlib.metadata.version("ai-edge-litert")
     lowest_runtime = importlib.metadata.version("ai-edge-litert")
     if found is not None:
         card, file = found
@@ -147,6 +148,8 @@ def _draft(data: bytes, found: Any, options: dict[str, Any], repository: Any, nu
         if options["state_dir"] is not None:
             lineage = _with_registered(lineage, options["state_dir"])
         operators = tuple(sorted(file.op_counts))
+        # Proved by `scripts/prove-runtimes`, not by the check on this machine.
+        lowest = file.proved_runtimes[0] if file.proved_runtimes else lowest
         lowest_runtime = (*file.proved_runtimes, lowest_runtime)[0]
     is_int8 = outputs.dtype == np.int8
     return draft_release(
