@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from coordinator.errors import InvalidConfig
-from coordinator.sum_modes import Answered, Opened, SealedSet
+from coordinator.sum_mode import Answered, Opened, SealedSet
 from secure_sum.ciphertext import max_ciphertext_bytes
 from secure_sum.encrypted_sum import EncryptedSum
 from secure_sum.errors import OpeningFailed

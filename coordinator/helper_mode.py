@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from coordinator.errors import InvalidConfig
-from coordinator.sum_modes import Answered, Opened, SealedSet
+from coordinator.sum_mode import Answered, Opened, SealedSet
 from secure_sum.errors import OpeningFailed
 from secure_sum.helper_shares import MAX_HELPER_BOX_BYTES, divide_parts, subtract_helper_masks
 from secure_sum.keystream import Words

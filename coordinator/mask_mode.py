@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from coordinator.errors import InvalidConfig
-from coordinator.sum_modes import Answered, Opened, SealedSet
+from coordinator.sum_mode import Answered, Opened, SealedSet
 from coordinator.sum_range import check_range
 from secure_sum.errors import MalformedSealed, OpeningFailed
 from secure_sum.keystream import Words

@@ -14,7 +14,7 @@ from typing import Final
 
 from coordinator.actions import Publish, to_device
 from coordinator.blob_shelf import BlobShelf
-from coordinator.sum_modes import Answered
+from coordinator.sum_mode import Answered
 from secure_sum.errors import SecureSumError
 from secure_sum.openings import OpeningOrder, OpeningResult, decode_result, encode_order
 from wire_protocol.blobs import DIGEST_BYTES, BlobAssembler, BlobRef

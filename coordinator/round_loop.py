@@ -24,7 +24,7 @@ from coordinator.round_recovery import recover
 from coordinator.round_schedule import RoundSchedule, RoundSummary
 from coordinator.round_sums import RoundSums
 from coordinator.round_table import Round, RoundEvent, RoundState
-from coordinator.sum_modes import Opened
+from coordinator.sum_mode import Opened
 from coordinator.sum_openings import SumOpenings
 from coordinator.sum_release import round_clip
 from wire_protocol.errors import WireError

@@ -26,7 +26,7 @@ from coordinator.late_aggregator import LateAggregator
 from coordinator.round_journal import Contribution, Journal
 from coordinator.sealed_admission import SealedAdmission
 from coordinator.sealed_sums import SealedSum
-from coordinator.sum_modes import Opened, SealedSet
+from coordinator.sum_mode import Opened, SealedSet
 from secure_sum.errors import OpeningFailed
 from secure_sum.sealed_update import decode_sealed_update
 from wire_protocol.messages import RoundKind

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from coordinator.errors import UpdateRejected
-from coordinator.sum_modes import SumMode
+from coordinator.sum_mode import SumMode
 from secure_sum.context import round_context
 from secure_sum.errors import OversizedSealed, SecureSumError
 from secure_sum.sealed_update import SealedUpdate, decode_sealed_update, is_signed_by

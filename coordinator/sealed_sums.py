@@ -19,7 +19,7 @@ from coordinator.aggregation import (
 )
 from coordinator.errors import AccumulatorClosed, StateMismatch, UpdateMismatch
 from coordinator.sealed_admission import SealedAdmission
-from coordinator.sum_modes import Opened, SealedSet, SumMode
+from coordinator.sum_mode import Opened, SealedSet, SumMode
 from secure_sum.sealed_update import SealedHeader
 from wire_protocol.tensors import Tensors
 

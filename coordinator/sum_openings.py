@@ -17,7 +17,8 @@ from coordinator.errors import InvalidConfig, OpeningLost, OpeningTimedOut
 from coordinator.fleet import FleetCoordinator
 from coordinator.opening import OpeningExchange, OpeningSettings
 from coordinator.sealed_admission import SealedAdmission
-from coordinator.sum_modes import Opened, SealedSet, sum_mode_of
+from coordinator.sum_mode import Opened, SealedSet
+from coordinator.sum_modes import sum_mode_of
 from coordinator.sum_range import check_range
 from coordinator.task_bundle import TaskBundle
 from secure_sum.errors import DirectoryError, SecureSumError

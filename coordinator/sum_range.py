@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.sum_modes import Opened
+from coordinator.sum_mode import Opened
 from secure_sum.errors import OpeningFailed
 from wire_protocol.privacy_spec import PrivacySpec
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from coordinator.helper_mode import HelperMode
 from coordinator.sealed_admission import SealedAdmission
-from coordinator.sum_modes import Answered, SealedSet
+from coordinator.sum_mode import Answered, SealedSet
 from secure_sum.context import round_context
 from secure_sum.helper_rules import answer_as_helper
 from secure_sum.helper_shares import SealingOrder, seal_to_helpers

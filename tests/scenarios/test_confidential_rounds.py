@@ -28,7 +28,7 @@ from coordinator.round_ids import RoundIds
 from coordinator.round_journal import RoundJournal
 from coordinator.round_loop import RoundLoop, RoundSchedule
 from coordinator.round_policy import RoundPolicy
-from coordinator.sum_modes import Opened
+from coordinator.sum_mode import Opened
 from coordinator.sum_openings import open_sums
 from coordinator.sum_range import check_range, honest_sum_bound
 from edge_client.errors import StorageError

@@ -6,7 +6,8 @@ import pytest
 
 from coordinator.errors import InvalidConfig
 from coordinator.mask_mode import MaskMode
-from coordinator.sum_modes import Answered, SealedSet, sum_mode_of
+from coordinator.sum_mode import Answered, SealedSet
+from coordinator.sum_modes import sum_mode_of
 from secure_sum.errors import OpeningFailed
 from secure_sum.shamir import PRIME, ShareWeights
 from simulators.masked_round import MaskedRoundInMemory, masked_total
