@@ -7,8 +7,8 @@ from simulators.chaos import run_chaos
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(420)]
 
 
-def test_real_processes_killed_at_failpoints_lose_nothing_acknowledged_and_count_nothing_twice(tmp_path, broker_url):
-    report = run_chaos(tmp_path, broker_url, num_kills=8, seed=11, on_kill=lambda *_: None)
+def test_real_processes_killed_at_failpoints_lose_nothing_acknowledged_and_count_nothing_twice(tmp_path, mosquitto_url):
+    report = run_chaos(tmp_path, mosquitto_url, num_kills=8, seed=11, on_kill=lambda *_: None)
     assert report.num_kills == 8
     assert report.num_lost == 0
     assert report.num_counted_twice == 0
