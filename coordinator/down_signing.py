@@ -9,6 +9,7 @@ import base64
 from pathlib import Path
 from typing import Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -94,7 +95,7 @@ def _load_or_make(path: Path) -> Ed25519PrivateKey:
         return key
     try:
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidConfig(f"the coordinator's key {path} cannot be read: {error}") from error
     if not isinstance(loaded, Ed25519PrivateKey):
         raise InvalidConfig(f"{path} is no Ed25519 key")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -219,7 +219,7 @@ def _load_or_make_key(directory: Path) -> Ed25519PrivateKey:
         return key
     try:
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise RegistryDamaged(f"the registry's key {path} cannot be read: {error}") from error
     if not isinstance(loaded, Ed25519PrivateKey):
         raise RegistryDamaged(f"{path} is no Ed25519 key")

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
@@ -159,7 +160,7 @@ def read_key(path: Path, *, passphrase: bytes | None = None) -> CryptoSigner:
     """
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=passphrase)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         hint = f"; its passphrase is read from {PASSPHRASE_VARIABLE}" if "password" in str(error).lower() else ""
         raise ReleaseError(f"the key {path} cannot be read: {error}{hint}") from error
     if not isinstance(key, Ed25519PrivateKey):

@@ -4,7 +4,8 @@ import pytest
 
 from broker_link.link import Incoming, LinkUp
 from coordinator.down_signing import load_signer
-from coordinator.errors import InvalidConfig
+from coordinator.errors import InvalidConfig, ReleaseError
+from coordinator.releases.signing_keys import read_key
 from edge_client.coordinator_voice import CoordinatorVoice
 from edge_client.state_writer import StateWriter
 from wire_protocol.signed import SignedMessage, bytes_to_sign, frame_signed, parse_signed
@@ -107,3 +108,17 @@ def test_a_key_file_that_is_no_key_is_an_error_that_says_which(tmp_path):
     (tmp_path / "coordinator.key").write_text("nonsense")
     with pytest.raises(InvalidConfig, match=r"coordinator\.key"):
         load_signer(tmp_path)
+
+
+def test_a_key_of_a_kind_that_nobody_knows_is_an_error_that_says_which(tmp_path):
+    """Found by scripts/fuzz: one bit of the object identifier away from Ed25519."""
+    unknown = (
+        b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VsBCIEIPnDDPIC+KyJutQV+YnOiByGT8TF6/GL+y90crppz/Cu\n"
+        b"-----END PRIVATE KEY-----\n"
+    )
+    (tmp_path / "coordinator.key").write_bytes(unknown)
+    with pytest.raises(InvalidConfig, match=r"coordinator\.key"):
+        load_signer(tmp_path)
+    (tmp_path / "targets.pem").write_bytes(unknown)
+    with pytest.raises(ReleaseError, match=r"targets\.pem"):
+        read_key(tmp_path / "targets.pem")
