@@ -33,6 +33,7 @@ __all__ = [
     "decode_manifest",
     "decode_order",
     "encode_release_file",
+    "is_in_share",
     "is_in_stage",
     "manifest_target",
     "order_target",
@@ -176,8 +177,13 @@ def is_in_stage(order: RolloutOrder, device_id: str, tags: frozenset[str]) -> bo
     """
     if order.tags and not tags.intersection(order.tags):
         return False
-    digest = hashlib.sha256(f"flockwise rollout 1\0{order.salt}\0{device_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") * WHOLE_FLEET_PERMILLE < order.permille * _BUCKETS
+    return is_in_share(order.salt, device_id, order.permille)
+
+
+def is_in_share(salt: str, device_id: str, permille: int) -> bool:
+    """Whether a device is in the share of a fleet that a salt draws, tags aside."""
+    digest = hashlib.sha256(f"flockwise rollout 1\0{salt}\0{device_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") * WHOLE_FLEET_PERMILLE < permille * _BUCKETS
 
 
 def wanted_release(order: RolloutOrder, device_id: str, tags: frozenset[str]) -> int:

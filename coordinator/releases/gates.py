@@ -3,6 +3,7 @@
 Guarantees:
     - A rollout advances only on devices that ran the release through its whole trial: those that merely fetched it, or
       said nothing, prove nothing.
+    - A stage is passed by its own devices: those that an earlier stage proved do not let the next one through.
     - Whatever is not conclusive within the stage's time pauses the rollout; it never goes on by itself.
     - Failures count by kind, so that one crash can stop what ten slow devices do not.
 """
@@ -82,6 +83,10 @@ class Evidence:
     latency_ms: float | None
     """Median over the devices that measured it; None if none did."""
     baseline_latency_ms: float | None
+    num_new_concluded: int = 0
+    """Devices that came in with the present stage, and tried it to an end."""
+    num_new_needed: int = 0
+    """So many of these must have, before the stage may grow."""
 
     @property
     def num_incompatible(self) -> int:
@@ -152,15 +157,16 @@ def decide(evidence: Evidence, rules: GateRules, *, stage_age_s: float) -> Decis
     seen = concluded + evidence.num_incompatible
     if seen >= rules.min_devices and evidence.num_incompatible > rules.max_incompatible * seen:
         return Decision(verdict=Verdict.PAUSE, reason=f"{evidence.num_incompatible} of {seen} devices cannot run it")
-    if concluded >= rules.min_devices and evidence.num_settled >= rules.min_success * concluded:
+    is_proved = concluded >= rules.min_devices and evidence.num_new_concluded >= evidence.num_new_needed
+    if is_proved and evidence.num_settled >= rules.min_success * concluded:
         return _advance_or_pause(evidence, rules)
+    tried = (
+        f"{concluded} devices have tried it to an end (at least {rules.min_devices} must), and of this stage's own "
+        f"{evidence.num_new_concluded} (at least {evidence.num_new_needed} must)"
+    )
     if stage_age_s >= rules.max_stage_s:
-        return Decision(
-            verdict=Verdict.PAUSE,
-            reason=f"inconclusive: {concluded} devices have tried it to an end within {stage_age_s / 3600:.1f} h "
-            f"(at least {rules.min_devices} must)",
-        )
-    return Decision(verdict=Verdict.WAIT, reason=f"{concluded} of at least {rules.min_devices} devices")
+        return Decision(verdict=Verdict.PAUSE, reason=f"inconclusive within {stage_age_s / 3600:.1f} h: {tried}")
+    return Decision(verdict=Verdict.WAIT, reason=tried)
 
 
 def compare_evaluations(candidate: ReleaseManifest, baseline: ReleaseManifest | None, rules: GateRules) -> str:

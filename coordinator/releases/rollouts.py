@@ -4,6 +4,7 @@ What is wanted is written into the book first, then signed; a death in between i
 signs what the book's last entry asks for. Nothing here talks to a broker; `station` publishes what the repository holds.
 """
 
+import dataclasses
 import itertools
 import secrets
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from coordinator.releases.gates import (
 from coordinator.releases.repository import ReleaseRepository
 from coordinator.releases.rollout_book import Rollout, RolloutBook, RolloutStep
 from coordinator.releases.rollout_table import RolloutEvent, RolloutState, next_state
-from wire_protocol.release import WHOLE_FLEET_PERMILLE, RolloutOrder
+from wire_protocol.release import WHOLE_FLEET_PERMILLE, RolloutOrder, is_in_share
 
 __all__ = ["Rollouts", "check_stages"]
 
@@ -163,8 +164,15 @@ class Rollouts:
 
     def evidence(self, rollout: Rollout) -> Evidence:
         """What the fleet has said about a rollout's candidate."""
-        reports = list(self._book.reports(rollout.name).values())
-        return evidence_of(reports, candidate=rollout.candidate, baseline=rollout.baseline)
+        reports = self._book.reports(rollout.name)
+        found = evidence_of(list(reports.values()), candidate=rollout.candidate, baseline=rollout.baseline)
+        if not rollout.stage:
+            return found
+        new = [report for device_id, report in reports.items() if _came_with_stage(rollout, device_id)]
+        concluded = evidence_of(new, candidate=rollout.candidate, baseline=rollout.baseline).num_concluded
+        # A small fleet's stage may have fewer devices than the rules want; who has a tag only the device knows.
+        needed = rollout.rules.min_devices if rollout.tags else min(rollout.rules.min_devices, len(new))
+        return dataclasses.replace(found, num_new_concluded=concluded, num_new_needed=needed)
 
     def step(self, name: str) -> Decision | None:
         """Does what the gates say about the rollout under way; None if none is running.
@@ -234,3 +242,9 @@ class Rollouts:
             return
         serial = 1 if known is None else known.serial + 1
         self._repository.set_order(msgspec.structs.replace(wanted, serial=serial))
+
+
+def _came_with_stage(rollout: Rollout, device_id: str) -> bool:
+    """Whether a device is in a rollout's present stage, and was not in the one before."""
+    before = rollout.stages[rollout.stage - 1]
+    return is_in_share(rollout.salt, device_id, rollout.permille) and not is_in_share(rollout.salt, device_id, before)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coordinator.errors import IllegalTransition, ReleaseError
@@ -113,7 +114,7 @@ def _order(channel: Channel) -> RolloutOrder:
 def test_a_rollout_goes_through_its_stages_to_the_whole_fleet(rollouts: Rollouts, channel: Channel) -> None:
     rollouts.start("digits", 2, rules=RULES)
     seen = [_order(channel).permille]
-    _tell(rollouts, _reports(settled=20))
+    _tell(rollouts, _reports(settled=2000))
     for _ in range(4):
         rollouts.step("digits")
         seen.append(_order(channel).permille)
@@ -121,6 +122,26 @@ def test_a_rollout_goes_through_its_stages_to_the_whole_fleet(rollouts: Rollouts
     order = _order(channel)
     assert (order.baseline, order.candidate) == (2, 0)
     assert rollouts.step("digits") is None
+
+
+def test_devices_of_an_earlier_stage_do_not_let_the_next_one_through(
+    rollouts: Rollouts, channel: Channel, clock: Clock
+) -> None:
+    rollouts.start("digits", 2, rules=RULES)
+    order = _order(channel)
+    first = [device for index in range(5000) if is_in_stage(order, device := f"d{index}", frozenset())]
+    settled = _reports(settled=1)[0]
+    rollouts._book.note_reports([(device, settled) for device in first], now=1.0)
+    before = [
+        (f"d{index}", msgspec.structs.replace(settled, number=1)) for index in range(5000) if f"d{index}" not in first
+    ]
+    rollouts._book.note_reports(before, now=1.0)
+    for _ in range(3):
+        rollouts.step("digits")
+    assert _order(channel).permille == 50, "nobody who came with the second stage has tried it yet"
+    clock.now += 25 * 3600.0
+    rollouts.step("digits")
+    assert _order(channel).is_paused
 
 
 def test_crashes_take_the_release_back(rollouts: Rollouts, channel: Channel) -> None:
