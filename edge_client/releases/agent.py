@@ -69,6 +69,8 @@ class ReleaseAgent:
         self._files: tuple[PieceFile, ...] = ()
         self._fetch: ReleaseFetch | None = None
         self._trial_ends_at = math.inf
+        self._broken: tuple[ReleaseFailure, str, ReleaseCheck | None] | None = None
+        """What was found in the trial, while the disk does not let it be rolled back."""
         self._retry_at = -math.inf
         self._news = ReleaseNews(name)
         self.name = name
@@ -173,20 +175,36 @@ class ReleaseAgent:
             self._move(ReleaseEvent.WANTED_NO_MORE)
             self._checks.stop()
         self._retry_at = math.inf
-        if wanted == self.current and wanted:
+        manifest = self._verified.manifests.get(wanted)
+        if manifest is None or self._is_refused(wanted):
+            return
+        try:
+            if self._slots.has(wanted) and not self._slots.is_whole(wanted, manifest):
+                _LOG.error("release_damaged_on_disk name=%s number=%d", self.name, wanted)
+                self.counts["damaged_on_disk"] += 1
+                self._slots.drop_damaged(wanted)
+        except StorageError as error:
+            _LOG.error("release_not_mended name=%s error=%r", self.name, str(error))
+            self._retry_at = now + _RETRY_S
+            return
+        if wanted == self.current and self._slots.record.on_trial:
+            self._move(ReleaseEvent.STILL_ON_TRIAL)
+            self._begin_trial(now)
+        elif wanted == self.current:
             self._say(ReleaseState.SETTLED, wanted)
-        elif wanted and not order.is_paused:
-            self._begin(wanted, now)
+        elif not order.is_paused:
+            self._begin(wanted, manifest, now)
 
-    def _begin(self, wanted: int, now: float) -> None:
+    def _is_refused(self, wanted: int) -> bool:
+        """Whether a release failed here before; says so again, also of one that is in use for want of another."""
         reason = self._slots.record.refused.get(str(wanted))
-        if reason is not None:
-            failure, _, detail = reason.partition(": ")
-            self._say(ReleaseState.FAILED, wanted, failure=ReleaseFailure(failure), detail=detail)
-            return
-        manifest = self._manifest_of(wanted)
-        if manifest is None:
-            return
+        if reason is None:
+            return False
+        failure, _, detail = reason.partition(": ")
+        self._say(ReleaseState.FAILED, wanted, failure=ReleaseFailure(failure), detail=detail)
+        return True
+
+    def _begin(self, wanted: int, manifest: ReleaseManifest, now: float) -> None:
         self._manifest = manifest
         if self._slots.has(wanted):
             self._move(ReleaseEvent.ORDERED_AGAIN)
@@ -201,11 +219,9 @@ class ReleaseAgent:
         self._say(ReleaseState.FETCHING, wanted)
         self._begin_fetch(manifest, now)
 
-    def _manifest_of(self, number: int) -> ReleaseManifest | None:
-        return None if self._verified is None else self._verified.manifests.get(number)
-
     def _begin_fetch(self, manifest: ReleaseManifest, now: float) -> None:
-        own = self._slots.manifest(self.current)
+        # Damaged bytes would make a difference to them look like a bad release.
+        own = self._slots.manifest(self.current) if self._slots.is_whole(self.current) else None
         own_sha256 = "" if own is None else own.model.sha256.hex()
         self._packed = cheapest(manifest, has_base=lambda sha256: sha256 == own_sha256)
         refs = (manifest.model if self._packed is None else self._packed.blob, manifest.golden.blob)
@@ -256,7 +272,7 @@ class ReleaseAgent:
         self.counts["checks"] += 1
         if self.stage is ReleaseStage.TRIAL:
             if verdict.failure is not None:
-                self._roll_back(verdict.failure, verdict.detail, verdict.check)
+                self._roll_back(verdict.failure, verdict.detail, verdict.check, now)
             return
         manifest = self._manifest
         if self.stage is not ReleaseStage.CHECKING or manifest is None:
@@ -278,22 +294,26 @@ class ReleaseAgent:
     def _begin_trial(self, now: float) -> None:
         """Watches the release in use: once more through the stable path, then the apps, until its time is over."""
         self._trial_ends_at = now + self._settings.trial_s
+        self._broken = None
         self._checks.start(self._slots.current_path)
 
     def _watch(self, now: float) -> None:
         if self._trial_ends_at == -math.inf:
             self._begin_trial(now)
+        if self._broken is not None:
+            if now >= self._trial_ends_at:
+                self._roll_back(*self._broken, now)
             return
         broken = num_broken_uses(self._slots.current_path.parent, self.current)
         if broken >= self._settings.max_app_crashes:
-            self._roll_back(ReleaseFailure.CRASHED, f"{broken} apps died on their first answers", None)
+            self._roll_back(ReleaseFailure.CRASHED, f"{broken} apps died on their first answers", None, now)
         elif now >= self._trial_ends_at:
             self._settle_trial(now)
 
     def _settle_trial(self, now: float) -> None:
         verdict = self._checks.poll()
         if verdict is not None and verdict.failure is not None:
-            self._roll_back(verdict.failure, verdict.detail, verdict.check)
+            self._roll_back(verdict.failure, verdict.detail, verdict.check, now)
             return
         if math.isfinite(self._checks.next_wakeup()):
             self._trial_ends_at = now + 1.0  # its second check is not over
@@ -307,13 +327,17 @@ class ReleaseAgent:
         self._move(ReleaseEvent.TRIAL_PASSED)
         self._say(ReleaseState.SETTLED, self.current, check=self._news.last_check)
 
-    def _roll_back(self, failure: ReleaseFailure, detail: str, check: ReleaseCheck | None) -> None:
+    def _roll_back(self, failure: ReleaseFailure, detail: str, check: ReleaseCheck | None, now: float) -> None:
         bad = self.current
         self._checks.stop()
         try:
             self._slots.roll_back(f"{failure.value}: {detail}")
         except StorageError as error:
             _LOG.error("release_not_rolled_back name=%s error=%r", self.name, str(error))
+            self._broken = (failure, detail, check)
+            self._trial_ends_at = now + _RETRY_S
+            return
+        self._broken = None
         clear_marks(self._slots.current_path.parent)
         self.counts["roll_backs"] += 1
         self._move(ReleaseEvent.TRIAL_FAILED)
@@ -323,12 +347,12 @@ class ReleaseAgent:
         """The release does not work here; it never was in use."""
         number = 0 if self._manifest is None else self._manifest.number
         self._move(ReleaseEvent.CHECK_FAILED)
+        self._slots.drop_fetched()
         try:
             if number != self.current:
                 self._slots.refuse(number, f"{failure.value}: {detail}")
             self._slots.prune()
-            self._slots.drop_fetched()
-        except (StorageError, OSError) as error:
+        except StorageError as error:
             _LOG.error("release_not_refused name=%s error=%r", self.name, str(error))
         self._say(ReleaseState.FAILED, number, failure=failure, detail=detail, check=check)
 

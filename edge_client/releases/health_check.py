@@ -1,5 +1,6 @@
 """Starts the process that tries a release, and says what came of it, whatever that process does. Nothing here blocks."""
 
+import logging
 import math
 import os
 import subprocess
@@ -8,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 
@@ -17,7 +18,9 @@ from wire_protocol.release_report import MAX_DETAIL_CHARS, ReleaseFailure
 
 __all__ = ["HealthCheck"]
 
+_LOG = logging.getLogger(__name__)
 _POLL_S: Final = 0.2
+_START_AGAIN_S: Final = 10.0
 _MAX_ANSWER_BYTES: Final = 16 * 1024
 
 
@@ -44,12 +47,23 @@ class HealthCheck:
         self._memory_limit_mb = memory_limit_mb
         self._clock = clock
         self._child: subprocess.Popen[bytes] | None = None
-        self._answer = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object; a pipe could fill up
+        self._to_start: Path | None = None
+        self._answer = _answer_file()
         self._ends_at = math.inf
 
     def start(self, slot: Path) -> None:
-        """Begins to check a slot; ``poll`` brings the verdict. A check under way is dropped."""
+        """Begins to check a slot; ``poll`` brings the verdict. A check under way is dropped.
+
+        A machine that has no process to give now says nothing about the release: it is asked again by ``poll``.
+        """
         self.stop()
+        try:
+            self._spawn(slot)
+        except OSError as error:
+            _LOG.warning("release_check_not_started error=%r", str(error))
+            self._to_start, self._ends_at = slot, self._clock() + _START_AGAIN_S
+
+    def _spawn(self, slot: Path) -> None:
         self._answer.seek(0)
         self._answer.truncate()
         command = [
@@ -64,6 +78,8 @@ class HealthCheck:
         """The verdict, if there is one now."""
         child = self._child
         if child is None:
+            if self._to_start is not None and self._clock() >= self._ends_at:
+                self.start(self._to_start)
             return None
         code = child.poll()
         if code is None and self._clock() < self._ends_at:
@@ -76,11 +92,14 @@ class HealthCheck:
 
     def next_wakeup(self) -> float:
         """When ``poll`` is due, on ``clock``."""
+        if self._to_start is not None:
+            return self._ends_at
         return math.inf if self._child is None else min(self._ends_at, self._clock() + _POLL_S)
 
     def stop(self) -> None:
         """Ends a check under way."""
         child, self._child = self._child, None
+        self._to_start = None
         if child is not None:
             child.kill()
             child.wait()
@@ -96,3 +115,10 @@ class HealthCheck:
                 detail=f"the interpreter's process ended with code {code}"[:MAX_DETAIL_CHARS],
             )
         return verdict
+
+
+def _answer_file() -> IO[bytes]:
+    """Where the process writes, as long as its owner lives; a pipe could fill up, and a disk too: then all would fail."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("release-check"), "w+b")
+    return tempfile.TemporaryFile()

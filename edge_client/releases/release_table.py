@@ -28,6 +28,8 @@ class ReleaseEvent(enum.Enum):
     """Another release is wanted, and its pieces are not here."""
     ORDERED_AGAIN = "ordered_again"
     """Another release is wanted that is here: the way back, mostly."""
+    STILL_ON_TRIAL = "still_on_trial"
+    """What is in use is wanted again, and its trial was broken off."""
     FETCHED = "fetched"
     CHECK_PASSED = "check_passed"
     CHECK_FAILED = "check_failed"
@@ -43,6 +45,7 @@ _S, _E = ReleaseStage, ReleaseEvent
 RELEASE_MOVES: Final[Mapping[tuple[ReleaseStage, ReleaseEvent], ReleaseStage]] = {
     (_S.SETTLED, _E.ORDERED): _S.FETCHING,
     (_S.SETTLED, _E.ORDERED_AGAIN): _S.CHECKING,
+    (_S.SETTLED, _E.STILL_ON_TRIAL): _S.TRIAL,
     (_S.FETCHING, _E.FETCHED): _S.CHECKING,
     (_S.FETCHING, _E.NOT_KEPT): _S.SETTLED,
     (_S.FETCHING, _E.WANTED_NO_MORE): _S.SETTLED,

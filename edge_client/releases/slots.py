@@ -12,6 +12,7 @@ cuts included, ``current`` leads to a whole model or, before the first one, to n
 """
 
 import contextlib
+import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -106,6 +107,36 @@ class ModelSlots:
         """Whether a release is here, whole."""
         return number > 0 and self._slot(number).is_dir()
 
+    def is_whole(self, number: int, manifest: ReleaseManifest | None = None) -> bool:
+        """Whether a release is here, and every byte of it is what its manifest says; reads it all.
+
+        Args:
+            number: The release's.
+            manifest: The verified one, if it is at hand; otherwise the one that was stored with it.
+        """
+        own = self.manifest(number)
+        if own is None or (manifest is not None and own != manifest):
+            return False
+        files = ((MODEL_FILE, own.model), (GOLDEN_FILE, own.golden.blob))
+        try:
+            return all(
+                hashlib.sha256((self._slot(number) / name).read_bytes()).digest() == ref.sha256 for name, ref in files
+            )
+        except OSError:
+            return False
+
+    def drop_damaged(self, number: int) -> None:
+        """Deletes a release that is not whole; if it is in use, the one before is put into use, or none.
+
+        Raises:
+            StorageError: The record or the link cannot be written.
+        """
+        if number == self.record.current:
+            fallback = self._way_back() if self.is_whole(self.record.previous) else 0
+            self._save(msgspec.structs.replace(self.record, current=fallback, previous=0, on_trial=False))
+            self._mend_link()
+        shutil.rmtree(self._slot(number), ignore_errors=True)
+
     def path(self, number: int) -> Path:
         """The directory of a release that is here."""
         return self._slot(number)
@@ -152,13 +183,18 @@ class ModelSlots:
         if not self.has(number):
             raise StorageError(f"release {number} is not in {self._directory}")
         before = self.record
-        previous = before.previous if number == before.current else before.current
+        # What never passed its trial is no way back, as long as something is that did.
+        stays = number == before.current or (before.on_trial and before.previous)
+        previous = before.previous if stays else before.current
+        previous = 0 if previous == number else previous
         # First the record, then the link: a death in between is mended at the start, towards the record.
         self._save(msgspec.structs.replace(before, current=number, previous=previous, on_trial=on_trial))
         hit("device.release.before_switch")
         try:
             self._point(number)
         except OSError as error:
+            # In memory whatever the disk says: apps still read what was in use.
+            self.record = before
             self._save(before)
             raise StorageError(f"{self.current_path} cannot be replaced: {error}") from error
         hit("device.release.after_switch")
@@ -175,20 +211,22 @@ class ModelSlots:
             The number of the release in use afterwards; the same as before if there is no other.
 
         Raises:
-            StorageError: The link cannot be replaced.
+            StorageError: The record or the link cannot be written: the bad one is in use still, so do this again.
         """
         record = self.record
         bad = record.current
         self.refuse(bad, reason)
-        if not self.has(record.previous):
+        if not self._way_back() or not self.is_whole(record.previous):
             # A bad model is better than none: the owner's app decides.
             self._save(msgspec.structs.replace(self.record, on_trial=False))
             return bad
+        refused = self.record
         self._save(msgspec.structs.replace(self.record, current=record.previous, previous=0, on_trial=False))
         hit("device.release.before_rollback")
         try:
             self._point(record.previous)
         except OSError as error:
+            self.record = refused
             raise StorageError(f"{self.current_path} cannot be replaced: {error}") from error
         hit("device.release.after_rollback")
         return record.previous
@@ -212,9 +250,11 @@ class ModelSlots:
     def prune(self, *, keep: int = 0) -> None:
         """Deletes what is neither current, nor the way back, nor ``keep``."""
         wanted = {str(number) for number in (self.record.current, self.record.previous, keep) if number}
-        for slot in (self._directory / "slots").iterdir():
-            if slot.name not in wanted and not slot.name.startswith("."):
-                shutil.rmtree(slot, ignore_errors=True)
+        # What cannot be deleted now is deleted next time.
+        with contextlib.suppress(OSError):
+            for slot in (self._directory / "slots").iterdir():
+                if slot.name not in wanted and not slot.name.startswith("."):
+                    shutil.rmtree(slot, ignore_errors=True)
 
     def drop_fetched(self) -> None:
         """Deletes pieces that are of no use any more."""
@@ -252,14 +292,22 @@ class ModelSlots:
     def _mend(self) -> None:
         """After a death between record and link: the link follows the record, or the record what is there."""
         record = self.record
-        if record.current and not self.has(record.current):
+        if record.current and not self.is_whole(record.current):
             _LOG.error("release_slot_lost number=%d", record.current)
-            fallback = record.previous if self.has(record.previous) else 0
-            self._save(msgspec.structs.replace(record, current=fallback, previous=0, on_trial=False))
+            self.drop_damaged(record.current)
+        self._mend_link()
+
+    def _way_back(self) -> int:
+        """The release before, unless it is refused; 0 for none."""
+        previous = self.record.previous
+        return 0 if str(previous) in self.record.refused else previous
+
+    def _mend_link(self) -> None:
         current = self.record.current
-        if not current:
-            return
         try:
+            if not current:
+                self.current_path.unlink(missing_ok=True)
+                return
             is_right = self.current_path.is_symlink() and self.current_path.readlink().name == str(current)
             if not is_right:
                 self._point(current)
