@@ -170,6 +170,7 @@ def rollback(*, name: str, number: int, channel: Path, keys: tuple[Path, ...], a
     try:
         if dry_run:
             repository.manifest(name, number)
+            repository.check_can_order()
         else:
             rollouts.roll_back(name, number)
     finally:

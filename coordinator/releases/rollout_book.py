@@ -16,7 +16,10 @@ from wire_protocol.errors import WireError
 from wire_protocol.messages import decode_message, encode_message
 from wire_protocol.release_report import ReleaseReport
 
-__all__ = ["Rollout", "RolloutBook", "RolloutStep"]
+__all__ = ["MAX_DEVICES", "Rollout", "RolloutBook", "RolloutStep"]
+
+MAX_DEVICES: Final = 200_000
+"""Devices whose reports about one model are kept."""
 
 _BUSY_S: Final = 5.0
 _SCHEMA: Final = """
@@ -95,16 +98,40 @@ class RolloutBook:
         """Closes the file."""
         self._db.close()
 
-    def note_reports(self, reports: list[tuple[str, ReleaseReport]], *, now: float) -> None:
+    def note_reports(
+        self, reports: list[tuple[str, ReleaseReport]], *, now: float, max_devices: int = MAX_DEVICES
+    ) -> int:
         """Keeps the last report of each device, many in one transaction.
 
         Args:
             reports: (device id, report), oldest first.
             now: Seconds since 1970 UTC.
+            max_devices: Of a model; who comes later is not kept. Without a roster anybody can be many devices.
+
+        Returns:
+            How many were not kept.
+
+        Raises:
+            ReleaseError: The book cannot be written; none was kept.
         """
-        rows = [(report.name, device_id, encode_message(report), now) for device_id, report in reports]
+        num_left_out = 0
         with self._writing() as db:
-            db.executemany("INSERT OR REPLACE INTO reports VALUES (?, ?, ?, ?)", rows)
+            num_free = {
+                name: max_devices - db.execute("SELECT COUNT(*) FROM reports WHERE name = ?", (name,)).fetchone()[0]
+                for name in {report.name for _, report in reports}
+            }
+            for device_id, report in reports:
+                row = (encode_message(report), now, report.name, device_id)
+                if db.execute(
+                    "UPDATE reports SET report = ?, heard_at = ? WHERE name = ? AND device_id = ?", row
+                ).rowcount:
+                    continue
+                if num_free[report.name] <= 0:
+                    num_left_out += 1
+                    continue
+                num_free[report.name] -= 1
+                db.execute("INSERT INTO reports (report, heard_at, name, device_id) VALUES (?, ?, ?, ?)", row)
+        return num_left_out
 
     def reports(self, name: str) -> dict[str, ReleaseReport]:
         """Device -> its last report about a model; what cannot be read is left out."""

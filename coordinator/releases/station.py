@@ -21,11 +21,16 @@ from coordinator.releases.rollouts import Rollouts
 from wire_protocol.errors import WireError
 from wire_protocol.messages import decode_message, message_kind
 from wire_protocol.release_report import ReleaseReport
-from wire_protocol.topics import TOPIC_ROOT, parse_device_topic
+from wire_protocol.topics import TOPIC_ROOT, parse_device_topic, release_file_filter
 
 __all__ = ["ReleaseStation", "ReportGuard", "report_filter"]
 
 _LOG = logging.getLogger(__name__)
+_STORE_AGAIN_S: Final = 5.0
+_MAX_HEARD: Final = 100_000
+"""Reports that wait to be written; more are dropped, and devices say them again when they connect."""
+_MAX_RETAINED: Final = 65_536
+"""Topics that are remembered; more would be the work of somebody else than this station."""
 _BATCH_S: Final = 0.2
 _RESIGN_S: Final = 24 * 3600.0
 _BURST_BYTES: Final = 1 << 20
@@ -69,6 +74,7 @@ class ReleaseStation:
         step_s: float = 5.0,
     ) -> None:
         self._population = population
+        self._files_prefix = release_file_filter(population).removesuffix("+")
         self._step_s = step_s
         self._repository = repository
         self._rollouts = rollouts
@@ -76,10 +82,13 @@ class ReleaseStation:
         self._guard = guard
         self._now = now
         self._is_up = False
+        self._is_published = False
         self._retained: dict[str, bytes] = {}
-        """Topic -> SHA-256 of what this station has retained there since the connection came up."""
+        """Topic -> SHA-256 of what is retained there, as far as this connection has shown: published, or heard."""
         self._queue: Iterator[tuple[str, bytes]] | None = None
         self._wanted: set[str] = set()
+        self._models: set[str] = set()
+        """Models that have releases: nothing is kept of others, whoever speaks of them."""
         self._heard: list[tuple[str, ReleaseReport]] = []
         self._step_at = 0.0
         self._store_at = float("inf")
@@ -90,12 +99,12 @@ class ReleaseStation:
     @property
     def subscriptions(self) -> tuple[str, ...]:
         """What the link must hear."""
-        return (report_filter(self._population),)
+        return (report_filter(self._population), release_file_filter(self._population))
 
     @property
     def is_published(self) -> bool:
         """Whether everything on disk is on the broker, as far as it is known."""
-        return self._is_up and self._queue is None and bool(self._retained)
+        return self._is_up and self._is_published
 
     def next_wakeup(self) -> float:
         """When ``turn`` is due, on the clock of ``now``."""
@@ -108,12 +117,14 @@ class ReleaseStation:
         match event:
             case LinkUp():
                 # A broker without persistence has forgotten everything.
-                self._is_up = True
+                self._is_up, self._is_published = True, False
                 self._retained.clear()
                 self._begin_publishing()
             case LinkDown():
                 self._is_up = False
                 self._queue = None
+            case Incoming(topic=topic) if topic.startswith(self._files_prefix):
+                self._note_retained(event)
             case Incoming():
                 self._take(event, now)
 
@@ -121,15 +132,20 @@ class ReleaseStation:
         """Does what is due.
 
         Raises:
-            ReleaseError: The channel or the book cannot be read or written.
+            ReleaseError: The book cannot be read.
         """
         if now >= self._store_at:
-            self._store()
+            self._store(now)
         if now >= self._step_at:
             self._step_at = now + self._step_s
             self._step()
         if self._is_up and self._queue is not None:
-            self._publish(link)
+            try:
+                self._publish(link)
+            except (ReleaseError, OSError) as error:
+                # A command has changed the channel meanwhile, or the disk is ill: what is retained stays.
+                _LOG.error("channel_not_published error=%r", str(error))
+                self._queue, self._is_published = None, False
 
     def _take(self, event: Incoming, now: float) -> None:
         try:
@@ -138,18 +154,42 @@ class ReleaseStation:
             if message is None:
                 self.refused["not_let_through"] += 1
                 return
-            self._heard.append((topic.device_id, decode_message(message, ReleaseReport)))
-        except WireError as error:
+            report = decode_message(message, ReleaseReport)
+        except (WireError, CoordinatorError) as error:
             self.refused[type(error).__name__] += 1
             return
+        if report.name not in self._models:
+            self.refused["unknown_model"] += 1
+            return
+        if len(self._heard) >= _MAX_HEARD:
+            self.refused["too_many"] += 1
+            return
+        self._heard.append((topic.device_id, report))
         self._store_at = min(self._store_at, now + _BATCH_S)
 
-    def _store(self) -> None:
-        heard, self._heard = self._heard, []
+    def _note_retained(self, event: Incoming) -> None:
+        """What the broker holds of an earlier life, or of somebody else, is replaced or emptied by the next look."""
+        if not event.payload:
+            self._retained.pop(event.topic, None)
+        elif event.topic in self._retained or len(self._retained) < _MAX_RETAINED:
+            self._retained[event.topic] = hashlib.sha256(event.payload).digest()
+
+    def _store(self, now: float) -> None:
+        try:
+            self.refused["too_many"] += self._book.note_reports(self._heard, now=self._now())
+        except ReleaseError as error:
+            # A command may keep the book for long; devices do not say it again by themselves.
+            _LOG.error("reports_not_kept num=%d error=%r", len(self._heard), str(error))
+            self._store_at = now + _STORE_AGAIN_S
+            return
+        self._heard = []
         self._store_at = float("inf")
-        self._book.note_reports(heard, now=self._now())
 
     def _step(self) -> None:
+        try:
+            self._models = {manifest.name for manifest in self._repository.manifests()}
+        except (ReleaseError, OSError) as error:
+            _LOG.error("channel_not_read error=%r", str(error))
         for name in sorted({rollout.name for _, rollout in self._book.rollouts()}):
             try:
                 decision = self._rollouts.step(name)
@@ -192,10 +232,10 @@ class ReleaseStation:
             num_bytes += len(payload)
             if num_bytes >= _BURST_BYTES:
                 return
-        self._queue = None
+        self._queue, self._is_published = None, True
         self._forget(link, self._retained.keys() - self._wanted)
 
     def _forget(self, link: BrokerLink, topics: Collection[str]) -> None:
         for topic in topics:
             link.publish(topic, b"", retain=True)
-            del self._retained[topic]
+            self._retained.pop(topic, None)
