@@ -246,7 +246,9 @@ class ReleasesSection(_Section, frozen=True, kw_only=True):
         if len(set(self.models)) != len(self.models):
             raise ValueError("models names one twice")
         if self.models and not self.root_file:
-            raise ValueError("root_file is needed: the keys that this device trusts (flockwise keys root prints them)")
+            raise ValueError(
+                "root_file is needed: the keys that this device trusts (the root.json that flockwise keys init made)"
+            )
         if not all(map(math.isfinite, (self.trial_min, self.max_kib_per_s, self.check_time_limit_s))):
             raise ValueError("trial_min, max_kib_per_s and check_time_limit_s must be finite")
         if 0 < self.check_memory_limit_mb < _MIN_MEMORY_LIMIT_MB:

@@ -15,12 +15,17 @@ from edge_client.state_writer import StateWriter
 from wire_protocol.errors import InvalidIdentifier
 from wire_protocol.identifiers import checked_identifier
 
-__all__ = ["StateDir", "ledger_path", "time_floor_path"]
+__all__ = ["StateDir", "ledger_path", "models_path", "time_floor_path"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_ID_BYTES: Final = 100
 _ID_FILE: Final = "device_id"
 _LOCK_FILE: Final = "lock"
+
+
+def models_path(state_dir: Path) -> Path:
+    """Where a state directory keeps released models; makes nothing."""
+    return state_dir / "models"
 
 
 def ledger_path(state_dir: Path) -> Path:
@@ -83,7 +88,7 @@ class StateDir:
     @property
     def models(self) -> Path:
         """Released models, which apps open."""
-        return self._path / "models"
+        return models_path(self._path)
 
     @property
     def release_metadata(self) -> Path:

@@ -33,6 +33,7 @@ __all__ = [
     "GOLDEN_FILE",
     "MANIFEST_FILE",
     "MODEL_FILE",
+    "RECORD_FILE",
     "ModelSlots",
     "SlotRecord",
     "decode_slot_record",
@@ -42,7 +43,7 @@ __all__ = [
 MODEL_FILE: Final = "model.tflite"
 GOLDEN_FILE: Final = "golden.safetensors"
 MANIFEST_FILE: Final = "manifest.json"
-_RECORD_FILE: Final = "record"
+RECORD_FILE: Final = "record"
 _CURRENT: Final = "current"
 _MAX_RECORD_BYTES: Final = 64 * 1024
 _MAX_REFUSED: Final = 64
@@ -271,7 +272,7 @@ class ModelSlots:
         sync_directory(self._directory)
 
     def _load(self) -> SlotRecord:
-        path = self._directory / _RECORD_FILE
+        path = self._directory / RECORD_FILE
         data = self._writer.read(path, max_bytes=_MAX_RECORD_BYTES)
         if data is None:
             return self._record_of_link()
@@ -316,7 +317,7 @@ class ModelSlots:
 
     def _save(self, record: SlotRecord) -> None:
         try:
-            self._writer.write(self._directory / _RECORD_FILE, encode_slot_record(record))
+            self._writer.write(self._directory / RECORD_FILE, encode_slot_record(record))
         except OSError as error:
             raise StorageError(f"the record of {self._directory} cannot be written: {error}") from error
         self.record = record

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
+from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
@@ -38,7 +39,7 @@ from wire_protocol.release import (
     order_target,
 )
 
-__all__ = ["SIGNED_AT_FIELD", "TrustedReleases", "VerifiedModel"]
+__all__ = ["SIGNED_AT_FIELD", "TrustedReleases", "VerifiedModel", "check_root"]
 
 SIGNED_AT_FIELD: Final = "x-flockwise-signed-at"
 """Field of the timestamp role: when it was signed, as an RFC 3339 time. A verified one is a proof that it is later."""
@@ -193,6 +194,24 @@ class TrustedReleases:
             return
         if moment.tzinfo is not None:
             self._floor.note_trusted(moment.timestamp())
+
+
+def check_root(data: bytes) -> int:
+    """Looks at the root metadata that a device was given.
+
+    Returns:
+        Its version.
+
+    Raises:
+        ReleaseRefused: It is not root metadata that is signed by itself.
+    """
+    try:
+        root = Metadata[Root].from_bytes(data)
+        root.signed.verify_delegate(Root.type, root.signed_bytes, root.signatures)
+    except (RepositoryError, AttributeError, ValueError) as error:
+        raise ReleaseRefused(f"this is not root metadata that is signed by itself: {error}") from error
+    version: int = root.signed.version
+    return version
 
 
 class _MirrorFetcher(FetcherInterface):

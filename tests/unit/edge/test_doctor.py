@@ -21,6 +21,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from coordinator.releases.repository import ReleaseRepository
+from coordinator.releases.signing_keys import KeyFiles
 from edge_client.blob_store import FileBlobStore
 from edge_client.checks import model, resources, state
 from edge_client.checks.broker import BROKER_CHECKS
@@ -32,6 +34,7 @@ from edge_client.config import (
     DeviceSection,
     EdgeConfig,
     EligibilitySection,
+    ReleasesSection,
     TrainingSection,
 )
 from edge_client.crash_record import CrashRecord, encode_record
@@ -42,6 +45,7 @@ from edge_client.identity import IdentityStore
 from edge_client.linear_trainer import linear_weights
 from edge_client.privacy.ledger import PrivacyLedger
 from edge_client.privacy.rules import PrivacyBudget
+from edge_client.releases.slots import SlotRecord, encode_slot_record
 from edge_client.service_install import UNIT_PATH, carry_out, plan_installation
 from edge_client.state_dir import ledger_path
 from edge_client.state_writer import StateWriter
@@ -72,6 +76,7 @@ class Bench:
             "data": {"path": str(self.data)},
             "training": {"trainer": "linear"},
             "eligibility": {},
+            "releases": {},
         }
         self.printed = {}
         self.wall_clock = time.time
@@ -126,6 +131,7 @@ class Bench:
             "data": DataSection,
             "training": TrainingSection,
             "eligibility": EligibilitySection,
+            "releases": ReleasesSection,
         }
         config = EdgeConfig(**{name: kind(**self.sections[name]) for name, kind in kinds.items()})
         run = lambda command: self.printed.get(command[0], Unknown("no such program"))  # noqa: E731
@@ -398,6 +404,43 @@ def _put_aside(bench):
 @broken("eligibility", "warn", "edge eligible", "not_on_mains")
 def _on_battery(bench):
     bench.set("eligibility", power="battery", require_mains=True)
+
+
+def _root(bench, data):
+    (bench.directory / "root.json").write_bytes(data)
+    bench.set("releases", models=("digits",), root_file=str(bench.directory / "root.json"))
+
+
+def _release_record(bench, data):
+    _root(bench, b"{}")
+    (bench.state / "models" / "digits").mkdir(parents=True)
+    (bench.state / "models" / "digits" / "record").write_bytes(data)
+
+
+@broken("release_root", "fail", "readable for the daemon", "cannot be read")
+def _no_root(bench):
+    bench.set("releases", models=("digits",), root_file=str(bench.directory / "nowhere.json"))
+
+
+@broken("release_root", "fail", "root.json", "signed by itself")
+def _root_that_is_none(bench):
+    _root(bench, b'{"signed": {"_type": "root"}}')
+
+
+@broken("released_models", "warn", "push a release that works", "release 7 refused (slow: 9 ms)")
+def _refused_release_in_use(bench):
+    record = SlotRecord(current=7, refused={"7": "slow: 9 ms"})
+    _release_record(bench, encode_slot_record(record))
+
+
+@broken("released_models", "warn", "restart the daemon", "model.tflite is not there")
+def _release_without_a_model(bench):
+    _release_record(bench, encode_slot_record(SlotRecord(current=7)))
+
+
+@broken("released_models", "warn", "restart the daemon", "digits: ")
+def _damaged_slot_record(bench):
+    _release_record(bench, b"nonsense")
 
 
 @broken("safe_mode", "fail", "edge reset", "trainer died")
@@ -675,6 +718,23 @@ def test_a_state_directory_that_is_not_there_is_not_made(bench):
     for name, _ in state.STATE_CHECKS:
         assert bench.find(name).status in {CheckStatus.OK, CheckStatus.SKIP}, name
     assert not bench.state.exists()
+
+
+def test_a_real_root_and_a_release_in_use_are_named(bench):
+    keys = KeyFiles(bench.directory / "keys")
+    repository = ReleaseRepository.create(bench.directory / "channel", keys, now=time.time)
+    _release_record(bench, encode_slot_record(SlotRecord(current=7, refused={"6": "slow: 9 ms"})))
+    slot = bench.state / "models" / "digits" / "current"
+    slot.mkdir()
+    (slot / "model.tflite").write_bytes(b"TFL3")
+    (bench.directory / "root.json").write_bytes(repository.root_bytes)
+    assert bench.find("release_root").detail.endswith("is root version 1")
+    found = bench.find("released_models")
+    assert (found.status, found.detail) == (CheckStatus.OK, "digits: release 7 in use, release 6 refused (slow: 9 ms)")
+    forged = repository.root_bytes.replace(b'"version": 1', b'"version": 9').replace(b'"version":1', b'"version":9')
+    assert forged != repository.root_bytes
+    (bench.directory / "root.json").write_bytes(forged)
+    assert bench.find("release_root").status is CheckStatus.FAIL
 
 
 def test_the_services_own_process_may_hold_the_lock(bench):
