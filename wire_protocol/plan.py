@@ -228,6 +228,10 @@ def _check_confidential(plan: TrainingPlan) -> None:
         )
 
 
+_DECODER: Final = msgspec.json.Decoder(TrainingPlan)
+"""Made once, here: msgspec 0.22 crashes if two threads are the first to decode a type at the same time."""
+
+
 def encode_plan(plan: TrainingPlan) -> bytes:
     """Canonical JSON of a plan: fields in declaration order, no blanks, one trailing newline."""
     return msgspec.json.encode(plan) + b"\n"
@@ -243,7 +247,7 @@ def decode_plan(data: bytes) -> TrainingPlan:
     if len(data) > MAX_CONTROL_BYTES:
         raise OversizedMessage(f"plan of {len(data)} bytes; the limit is {MAX_CONTROL_BYTES}")
     try:
-        plan = msgspec.json.decode(data, type=TrainingPlan)
+        plan = _DECODER.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise MalformedMessage(f"not a training plan: {error}") from error
     if plan.contract_version != CONTRACT_VERSION:
