@@ -9,12 +9,11 @@ import base64
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.durable_files import write_durably
-from coordinator.errors import InvalidConfig
+from coordinator.errors import InvalidConfig, KeyFileUnusable
+from coordinator.key_files import load_or_make_key
 from wire_protocol.messages import Piece, PieceList, message_kind
 from wire_protocol.signed import COORDINATOR_DOMAIN, SignedMessage, bytes_to_sign, frame_signed
 
@@ -67,7 +66,10 @@ def load_signer(state_dir: Path) -> DownSigner:
         OSError: They cannot be written.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
-    key = _load_or_make(state_dir / _KEY_FILE)
+    try:
+        key = load_or_make_key(state_dir / _KEY_FILE)
+    except KeyFileUnusable as error:
+        raise InvalidConfig(f"the coordinator cannot sign: {error}") from error
     epoch_path = state_dir / _EPOCH_FILE
     try:
         epoch = int(epoch_path.read_text()) + 1 if epoch_path.exists() else 1
@@ -83,20 +85,3 @@ def load_signer(state_dir: Path) -> DownSigner:
 def public_key_text(key: bytes) -> str:
     """A public key as devices' configuration has it."""
     return base64.b64encode(key).decode()
-
-
-def _load_or_make(path: Path) -> Ed25519PrivateKey:
-    if not path.exists():
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_durably(path, pem, mode=0o600)
-        return key
-    try:
-        loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InvalidConfig(f"the coordinator's key {path} cannot be read: {error}") from error
-    if not isinstance(loaded, Ed25519PrivateKey):
-        raise InvalidConfig(f"{path} is no Ed25519 key")
-    return loaded

@@ -10,6 +10,7 @@ CoordinatorError
 ├── RosterUnusable         the roster of devices cannot be read or written (theirs: the disk's, or the file's)
 ├── BrokerFilesUnusable    a broker's files are not there, damaged, or there already (theirs: the operator's)
 ├── DirectoryFilesUnusable an authority's key or log is not there, damaged, or there already (theirs: the operator's)
+├── KeyFileUnusable        a private key's file is no key, or cannot be read (theirs: the operator's, or the disk's)
 ├── StateInUse             another coordinator runs with this state directory (transient: stop it)
 ├── JournalUnwritable      the journal cannot be written: a full disk, a lock (transient; nothing was said of it)
 ├── RegistryDamaged        the registry of checkpoints is not what was written (theirs: the disk's, or somebody's)
@@ -46,6 +47,7 @@ __all__ = [
     "InvalidConfig",
     "JournalDamaged",
     "JournalUnwritable",
+    "KeyFileUnusable",
     "OpeningLost",
     "OpeningTimedOut",
     "QuorumMissed",
@@ -82,6 +84,10 @@ class BrokerFailed(CoordinatorError):
 
 class BrokerFilesUnusable(CoordinatorError):
     """The files of a broker are not there, are damaged, or would be overwritten."""
+
+
+class KeyFileUnusable(CoordinatorError):
+    """A private key's file is no key, or cannot be read."""
 
 
 class RegistryDamaged(CoordinatorError):

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from coordinator.durable_files import write_durably
-from coordinator.errors import RegistryDamaged
+from coordinator.errors import KeyFileUnusable, RegistryDamaged
+from coordinator.key_files import load_or_make_key
 
 __all__ = ["CommittedCheckpoint", "ModelRegistry", "read_registry"]
 
@@ -81,7 +81,10 @@ class ModelRegistry:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._key = _load_or_make_key(directory)
+        try:
+            self._key = load_or_make_key(directory / _KEY)
+        except KeyFileUnusable as error:
+            raise RegistryDamaged(f"the registry cannot be signed: {error}") from error
         public = self._key.public_key().public_bytes_raw()
         if not (directory / _PUBLIC).exists():
             write_durably(directory / _PUBLIC, base64.b64encode(public) + b"\n")
@@ -206,21 +209,3 @@ def _cut_torn_line(path: Path) -> None:
     if data and not data.endswith(b"\n"):
         whole = data[: data.rfind(b"\n") + 1]
         write_durably(path, whole)
-
-
-def _load_or_make_key(directory: Path) -> Ed25519PrivateKey:
-    path = directory / _KEY
-    if not path.exists():
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_durably(path, pem, mode=0o600)
-        return key
-    try:
-        loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise RegistryDamaged(f"the registry's key {path} cannot be read: {error}") from error
-    if not isinstance(loaded, Ed25519PrivateKey):
-        raise RegistryDamaged(f"{path} is no Ed25519 key")
-    return loaded

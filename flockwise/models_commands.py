@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from flockwise.release_options import channel_option, errors_in_one_line, json_option, open_rollouts
+from flockwise.release_options import (
+    channel_option,
+    dry_run_option,
+    errors_in_one_line,
+    json_option,
+    key_option,
+    open_rollouts,
+)
 from flockwise.reporting import print_json
 
 __all__ = ["models"]
@@ -13,7 +20,7 @@ __all__ = ["models"]
 
 @click.group()
 def models() -> None:
-    """List, show and compare the signed releases of a channel.
+    """List, show, compare and withdraw the signed releases of a channel.
 
     Exit codes: 0 done, 1 no such release or no usable channel, 2 wrong usage. Every verb knows --json.
 
@@ -101,6 +108,35 @@ def diff(*, name: str, first: int, second: int, channel: Path, as_json: bool) ->
         return
     for field, (one, other) in found.items():
         click.echo(f"{field:14} {one or '-'}  ->  {other or '-'}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("number", type=int)
+@channel_option
+@key_option
+@json_option
+@dry_run_option
+@errors_in_one_line
+def withdraw(*, name: str, number: int, channel: Path, keys: tuple[Path, ...], as_json: bool, dry_run: bool) -> None:
+    """Take a release out of the channel: no device accepts it any more. At most 16 can be live. Needs the targets key.
+
+    What the fleet is ordered to run cannot be withdrawn; a device that has it keeps it. Its number is not used again.
+
+    Exit codes: 0 withdrawn, 1 no such release, one that is ordered, or a key is missing, 2 wrong usage.
+
+    Example: flockwise models withdraw digits 2 --channel releases --key targets.pem
+    """
+    repository, book, _ = open_rollouts(channel, keys)
+    book.close()
+    if dry_run:
+        repository.check_can_withdraw(name, number)
+    else:
+        repository.withdraw_release(name, number)
+    if as_json:
+        print_json({"name": name, "number": number, "withdrawn": not dry_run})
+    else:
+        click.echo(f"{'would withdraw' if dry_run else 'withdrew'} {name} {number}")
 
 
 @models.command()

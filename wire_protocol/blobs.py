@@ -21,7 +21,7 @@ from wire_protocol.limits import (
     MIN_PIECE_BYTES,
 )
 
-__all__ = ["DIGEST_BYTES", "BlobAssembler", "BlobRef", "SplitBlob", "split_blob"]
+__all__ = ["DIGEST_BYTES", "BlobAssembler", "BlobRef", "PieceCheck", "SplitBlob", "split_blob"]
 
 DIGEST_BYTES = 32
 """Length of a SHA-256 digest."""
@@ -96,6 +96,49 @@ def split_blob(data: bytes, *, piece_bytes: int = DEFAULT_PIECE_BYTES) -> SplitB
     return SplitBlob(data=data, ref=ref, piece_digests=digests)
 
 
+class PieceCheck:
+    """Says which bytes belong to a blob, piece by piece; holds digests and no payload.
+
+    A blob of one piece needs no list of digests: its own hash is the piece's.
+    """
+
+    __slots__ = ("_digests", "ref")
+
+    def __init__(self, ref: BlobRef) -> None:
+        self.ref = ref
+        self._digests = ref.sha256 if ref.num_pieces == 1 else b""
+
+    @property
+    def has_list(self) -> bool:
+        """Whether the piece digests are known, so that pieces can be checked."""
+        return bool(self._digests)
+
+    def set_list(self, digests: bytes) -> None:
+        """Accepts the list of piece digests.
+
+        Raises:
+            BlobError: The list is not the one that the reference names.
+        """
+        if len(digests) != self.ref.num_pieces * DIGEST_BYTES:
+            raise BlobError(f"{len(digests)} bytes of digests for {self.ref.num_pieces} pieces")
+        if hashlib.sha256(digests).digest() != self.ref.pieces_sha256:
+            raise BlobError("the list of piece digests is not the one the blob's reference names")
+        self._digests = digests
+
+    def check(self, index: int, data: bytes) -> None:
+        """Refuses what is not a piece of the blob.
+
+        Raises:
+            BlobError: No piece list yet, no such piece, wrong length, or the wrong bytes.
+        """
+        if not self._digests:
+            raise BlobError("a piece arrived before the list of piece digests")
+        if len(data) != self.ref.piece_length(index):
+            raise BlobError(f"piece {index} has {len(data)} bytes instead of {self.ref.piece_length(index)}")
+        if hashlib.sha256(data).digest() != self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
+            raise BlobError(f"piece {index} does not match its hash")
+
+
 class BlobAssembler:
     """Puts one blob together from pieces in any order, refusing every byte that does not belong.
 
@@ -107,12 +150,12 @@ class BlobAssembler:
         self.ref = ref
         self._buffer: bytearray | None = None
         self._have: set[int] = set()
-        self._digests = ref.sha256 if ref.num_pieces == 1 else b""
+        self._pieces = PieceCheck(ref)
 
     @property
     def has_piece_list(self) -> bool:
         """Whether the piece digests are known, so that pieces can be checked."""
-        return bool(self._digests)
+        return self._pieces.has_list
 
     @property
     def num_pieces_held(self) -> int:
@@ -130,11 +173,7 @@ class BlobAssembler:
         Raises:
             BlobError: The list is not the one that the reference names.
         """
-        if len(digests) != self.ref.num_pieces * DIGEST_BYTES:
-            raise BlobError(f"{len(digests)} bytes of digests for {self.ref.num_pieces} pieces")
-        if hashlib.sha256(digests).digest() != self.ref.pieces_sha256:
-            raise BlobError("the list of piece digests is not the one the blob's reference names")
-        self._digests = digests
+        self._pieces.set_list(digests)
 
     def missing(self, limit: int | None = None) -> list[int]:
         """Indices of the pieces that have not arrived, lowest first, at most ``limit``."""
@@ -155,12 +194,7 @@ class BlobAssembler:
         Raises:
             BlobError: No piece list yet, no such piece, wrong length, or the wrong bytes.
         """
-        if not self._digests:
-            raise BlobError("a piece arrived before the list of piece digests")
-        if len(data) != self.ref.piece_length(index):
-            raise BlobError(f"piece {index} has {len(data)} bytes instead of {self.ref.piece_length(index)}")
-        if hashlib.sha256(data).digest() != self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
-            raise BlobError(f"piece {index} does not match its hash")
+        self._pieces.check(index, data)
         if index in self._have:
             return False
         if self._buffer is None:

@@ -21,6 +21,7 @@ from wire_protocol.identifiers import IDENTIFIER_PATTERN
 from wire_protocol.limits import MAX_CONTROL_BYTES
 
 __all__ = [
+    "SIGNED_AT_FIELD",
     "WHOLE_FLEET_PERMILLE",
     "EvaluationFigures",
     "GoldenBatch",
@@ -39,6 +40,9 @@ __all__ = [
     "order_target",
     "wanted_release",
 ]
+
+SIGNED_AT_FIELD: Final = "x-flockwise-signed-at"
+"""Field of TUF's timestamp role: when it was signed (RFC 3339). A verified one proves that it is later now."""
 
 WHOLE_FLEET_PERMILLE: Final = 1000
 

@@ -27,11 +27,9 @@ from coordinator.durable_files import write_durably
 from coordinator.errors import ReleaseError
 from coordinator.releases.channel_files import ChannelFiles
 from coordinator.releases.signing_keys import NUM_ROOT_KEYS, ROLES, ROLLOUT, ROOT_THRESHOLD, KeyFiles
+from wire_protocol.release import SIGNED_AT_FIELD
 
-__all__ = ["EXPIRES_AFTER", "SIGNED_AT_FIELD", "ChannelSigner", "rollout_role"]
-
-SIGNED_AT_FIELD: Final = "x-flockwise-signed-at"
-"""Field of the timestamp role: when it was signed (RFC 3339). Devices raise their time floor by it."""
+__all__ = ["EXPIRES_AFTER", "ChannelSigner", "rollout_role"]
 
 EXPIRES_AFTER: Final[Mapping[str, dt.timedelta]] = {
     "root": dt.timedelta(days=365),

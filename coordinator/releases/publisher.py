@@ -5,18 +5,15 @@ list them, and the timestamp last. A device that hears the timestamp finds the r
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final, TypeAlias
+from collections.abc import Iterator
+from typing import Final
 
 from coordinator.releases.repository import ReleaseRepository
 from wire_protocol.blobs import BlobRef, split_blob
 from wire_protocol.release import ReleaseManifest
 from wire_protocol.topics import release_file, release_piece, release_piece_list
 
-__all__ = ["ChannelMessages", "channel_messages"]
-
-ChannelMessages: TypeAlias = dict[str, bytes]
-"""Topic -> what is retained on it, in the order in which it is published."""
+__all__ = ["channel_messages"]
 
 _ORDER: Final = (r"[0-9a-f]{64}\..*", r"\d+\.root\.json", r"\d+\.targets\.json", r"\d+\.rollout\.json", r"\d+\.snapshot\.json", "timestamp.json")  # fmt: skip
 
@@ -36,11 +33,6 @@ def channel_messages(repository: ReleaseRepository, population: str) -> Iterator
     files = repository.files()
     for name in sorted(files, key=_rank):
         yield release_file(population, name), files[name]
-
-
-def stale_topics(retained: Mapping[str, object], wanted: Callable[[str], bool]) -> list[str]:
-    """Topics that were published before and are wanted no more: they are to be emptied."""
-    return [topic for topic in retained if not wanted(topic)]
 
 
 def _blobs(manifest: ReleaseManifest) -> list[BlobRef]:

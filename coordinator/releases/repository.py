@@ -175,7 +175,7 @@ class ReleaseRepository:
                 )
             if len(targets.targets) >= _MAX_LIVE_RELEASES:
                 raise ReleaseError(
-                    f"{len(targets.targets)} releases are live; withdraw old ones: every device reads the whole list"
+                    f"{len(targets.targets)} releases are live; flockwise models withdraw takes old ones out: every device reads the whole list"
                 )
             for sha256, data in given.items():
                 write_durably(self._files.blob_path(sha256), data)
@@ -187,17 +187,27 @@ class ReleaseRepository:
         """The number of a model's next release: above every one that ever was, withdrawn ones included."""
         return self._files.highest_release(name) + 1
 
+    def check_can_withdraw(self, name: str, number: int) -> None:
+        """Looks whether a release can be withdrawn.
+
+        Raises:
+            ReleaseError: There is none, an order names it, or a key is not here.
+        """
+        self.manifest(name, number)
+        order = self.orders().get(name)
+        if order is not None and number in {order.baseline, order.candidate}:
+            raise ReleaseError(f"the fleet is ordered to run {name} {number}: order another release first")
+        for role in ("targets", "snapshot", "timestamp"):
+            self._keys.signer(role)
+
     def withdraw_release(self, name: str, number: int) -> None:
         """Takes a release out: no device will accept it any more. Its blobs stay.
 
         Raises:
-            ReleaseError: There is none, or an order names it.
+            ReleaseError: As `check_can_withdraw`.
         """
         with self._files.locked():
-            self.manifest(name, number)
-            order = self.orders().get(name)
-            if order is not None and number in {order.baseline, order.candidate}:
-                raise ReleaseError(f"the fleet is ordered to run {name} {number}: order another release first")
+            self.check_can_withdraw(name, number)
             targets = self._files.load(Targets, "targets")
             del targets.targets[manifest_target(name, number)]
             self._signer.sign_next(targets, "targets")

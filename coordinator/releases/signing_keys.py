@@ -16,13 +16,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
-from coordinator.durable_files import write_durably
-from coordinator.errors import ReleaseError
+from coordinator.errors import KeyFileUnusable, ReleaseError
+from coordinator.key_files import make_key_file, read_key_file
 
 __all__ = [
     "NUM_ROOT_KEYS",
@@ -138,34 +135,25 @@ class KeyFiles:
 
 
 def make_key(path: Path, *, passphrase: bytes | None = None) -> CryptoSigner:
-    """Makes an Ed25519 key; when this returns its file, readable by its owner alone, is durable.
+    """Makes a signing key and its file.
 
     Raises:
         OSError: It cannot be written.
     """
-    key = Ed25519PrivateKey.generate()
-    protection: serialization.KeySerializationEncryption = (
-        serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    )
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
-    write_durably(path, pem, mode=0o600)
-    return CryptoSigner(key)
+    return CryptoSigner(make_key_file(path, passphrase=passphrase))
 
 
 def read_key(path: Path, *, passphrase: bytes | None = None) -> CryptoSigner:
-    """Reads an Ed25519 key.
+    """Reads a signing key.
 
     Raises:
         ReleaseError: It cannot be read, is encrypted with another passphrase, or is a key of another kind.
     """
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=passphrase)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        return CryptoSigner(read_key_file(path, passphrase=passphrase))
+    except KeyFileUnusable as error:
         hint = f"; its passphrase is read from {PASSPHRASE_VARIABLE}" if "password" in str(error).lower() else ""
-        raise ReleaseError(f"the key {path} cannot be read: {error}{hint}") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ReleaseError(f"{path} is no Ed25519 key")
-    return CryptoSigner(key)
+        raise ReleaseError(f"{error}{hint}") from error
 
 
 def passphrase_of_environment() -> bytes | None:

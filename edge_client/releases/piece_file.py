@@ -5,6 +5,7 @@ written too early nor a bit that flipped can pass for a piece. A piece is synced
 was being written is fetched twice.
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Final
 
 from broker_link.failpoints import hit
 from edge_client.errors import CorruptState, StorageError
-from wire_protocol.blobs import DIGEST_BYTES, BlobRef
+from wire_protocol.blobs import DIGEST_BYTES, BlobRef, PieceCheck
 from wire_protocol.errors import BlobError
 
 __all__ = ["PieceFile"]
@@ -35,7 +36,7 @@ class PieceFile:
         self._path = path
         self._list_path = path.with_name(path.name + _LIST_SUFFIX)
         self.ref = ref
-        self._digests = ref.sha256 if ref.num_pieces == 1 else b""
+        self._pieces = PieceCheck(ref)
         self._missing = set(range(ref.num_pieces))
         self.num_bytes_written = 0
         try:
@@ -47,7 +48,7 @@ class PieceFile:
     @property
     def needs_list(self) -> bool:
         """Whether the piece digests are not known yet."""
-        return not self._digests
+        return not self._pieces.has_list
 
     @property
     def missing(self) -> list[int]:
@@ -66,10 +67,9 @@ class PieceFile:
             BlobError: They are not those that the reference names.
             StorageError: They cannot be written.
         """
-        if not self._is_list(digests):
-            raise BlobError(f"not the piece digests of blob {self.ref.sha256.hex()}")
-        if not self._digests:
-            self._digests = digests
+        is_known = self._pieces.has_list
+        self._pieces.set_list(digests)
+        if not is_known:
             try:
                 self._list_path.write_bytes(digests)
             except OSError as error:
@@ -85,12 +85,9 @@ class PieceFile:
             BlobError: There is no such piece, or these are not its bytes.
             StorageError: It cannot be written.
         """
+        self._pieces.check(index, data)
         if index not in self._missing:
-            if 0 <= index < self.ref.num_pieces:
-                return False
-            raise BlobError(f"piece {index} of a blob with {self.ref.num_pieces} pieces")
-        if len(data) != self.ref.piece_length(index) or not self._is_piece(index, data):
-            raise BlobError(f"not piece {index} of blob {self.ref.sha256.hex()}")
+            return False
         hit("device.release.before_piece")
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -129,30 +126,19 @@ class PieceFile:
         self._path.unlink(missing_ok=True)
         self._list_path.unlink(missing_ok=True)
         self._missing = set(range(self.ref.num_pieces))
-        self._digests = self.ref.sha256 if self.ref.num_pieces == 1 else b""
+        self._pieces = PieceCheck(self.ref)
 
     def _find_again(self) -> None:
         """What an earlier process has left: a list that fits, and every piece whose hash is right."""
         list_bytes = self.ref.num_pieces * DIGEST_BYTES
-        if not self._digests and self._list_path.is_file() and self._list_path.stat().st_size == list_bytes:
-            digests = self._list_path.read_bytes()
-            self._digests = digests if self._is_list(digests) else b""
-        if not self._digests or not self._path.is_file():
+        if not self._pieces.has_list and self._list_path.is_file() and self._list_path.stat().st_size == list_bytes:
+            with contextlib.suppress(BlobError):
+                self._pieces.set_list(self._list_path.read_bytes())
+        if not self._pieces.has_list or not self._path.is_file():
             return
         with self._path.open("rb") as stream:
             for index in range(self.ref.num_pieces):
                 stream.seek(index * self.ref.piece_bytes)
-                data = stream.read(self.ref.piece_length(index))
-                if len(data) == self.ref.piece_length(index) and self._is_piece(index, data):
+                with contextlib.suppress(BlobError):
+                    self._pieces.check(index, stream.read(self.ref.piece_length(index)))
                     self._missing.discard(index)
-
-    def _is_list(self, digests: bytes) -> bool:
-        if self.ref.num_pieces == 1:
-            return digests == self.ref.sha256
-        is_long_enough = len(digests) == self.ref.num_pieces * DIGEST_BYTES
-        return is_long_enough and hashlib.sha256(digests).digest() == self.ref.pieces_sha256
-
-    def _is_piece(self, index: int, data: bytes) -> bool:
-        if not self._digests:
-            return False
-        return hashlib.sha256(data).digest() == self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]

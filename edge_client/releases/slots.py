@@ -238,11 +238,6 @@ class ModelSlots:
         refused[str(number)] = reason[:200]
         self._save(msgspec.structs.replace(self.record, refused=refused))
 
-    def forgive(self, number: int) -> None:
-        """Lets a release be tried again."""
-        refused = {known: reason for known, reason in self.record.refused.items() if known != str(number)}
-        self._save(msgspec.structs.replace(self.record, refused=refused))
-
     def note_serial(self, serial: int) -> None:
         """Remembers the newest order that was followed."""
         if serial != self.record.serial:

@@ -31,6 +31,7 @@ from edge_client.time_floor import TimeFloor, WallTime
 from wire_protocol.errors import WireError
 from wire_protocol.limits import MAX_CONTROL_BYTES
 from wire_protocol.release import (
+    SIGNED_AT_FIELD,
     ReleaseManifest,
     RolloutOrder,
     decode_manifest,
@@ -40,9 +41,6 @@ from wire_protocol.release import (
 )
 
 __all__ = ["SIGNED_AT_FIELD", "TrustedReleases", "VerifiedModel", "check_root"]
-
-SIGNED_AT_FIELD: Final = "x-flockwise-signed-at"
-"""Field of the timestamp role: when it was signed, as an RFC 3339 time. A verified one is a proof that it is later."""
 
 _LOG = logging.getLogger(__name__)
 _METADATA_URL: Final = "mqtt://release/"

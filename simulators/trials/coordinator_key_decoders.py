@@ -58,7 +58,7 @@ def _signing_key_decoder(scratch: Path) -> Decoder:
         decode=on_file(path, read_key),
         documented=(CoordinatorError,),
         seeds=[path.read_bytes()],
-        covers=("coordinator.releases.signing_keys.read_key",),
+        covers=("coordinator.releases.signing_keys.read_key", "coordinator.key_files.read_key_file"),
         share=_FEW,
     )
 
@@ -98,6 +98,6 @@ def _signer_decoder(scratch: Path) -> Decoder:
         decode=on_file(path, lambda file: load_signer(file.parent)),
         documented=(CoordinatorError,),
         seeds=[path.read_bytes()],
-        covers=("coordinator.down_signing.load_signer",),
+        covers=("coordinator.down_signing.load_signer", "coordinator.key_files.load_or_make_key"),
         share=_VERY_FEW,
     )

@@ -23,8 +23,7 @@ from edge_client.releases.unpacking import cheapest
 from edge_client.state_writer import StateWriter
 from edge_client.time_floor import TimeFloor
 from simulators.mqtt_client import LightLink
-from wire_protocol.blobs import DIGEST_BYTES, BlobRef
-from wire_protocol.errors import BlobError
+from wire_protocol.blobs import BlobRef, PieceCheck
 from wire_protocol.messages import encode_message
 from wire_protocol.release import wanted_release
 from wire_protocol.release_report import ReleaseReport, ReleaseState
@@ -41,12 +40,12 @@ class _CheckedPieces:
 
     def __init__(self, ref: BlobRef) -> None:
         self.ref = ref
-        self._digests = ref.sha256 if ref.num_pieces == 1 else b""
+        self._pieces = PieceCheck(ref)
         self._missing = set(range(ref.num_pieces))
 
     @property
     def needs_list(self) -> bool:
-        return not self._digests
+        return not self._pieces.has_list
 
     @property
     def missing(self) -> list[int]:
@@ -57,13 +56,10 @@ class _CheckedPieces:
         return not self._missing
 
     def set_list(self, digests: bytes) -> None:
-        if hashlib.sha256(digests).digest() != self.ref.pieces_sha256:
-            raise BlobError("not the piece digests of this blob")
-        self._digests = digests
+        self._pieces.set_list(digests)
 
     def add(self, index: int, data: bytes) -> bool:
-        if hashlib.sha256(data).digest() != self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
-            raise BlobError("not this piece")
+        self._pieces.check(index, data)
         is_new = index in self._missing
         self._missing.discard(index)
         return is_new

@@ -230,6 +230,10 @@ def test_the_commands_do_it_all_from_keys_to_a_rollback(tmp_path, embedded_url):
     assert len(run("models", "list", "--channel", channel, "--json")["releases"]) == 2
     assert "# digits 2" in run("models", "show", "digits", "2", "--channel", channel)
     assert "sha256" in run("models", "diff", "digits", "1", "2", "--channel", channel, "--json")["differences"]
+    assert "order another release first" in run("models", "withdraw", "digits", "2", "--channel", channel, code=1)
+    assert run("models", "withdraw", "digits", "1", "--channel", channel, "--dry-run", "--json")["withdrawn"] is False
+    assert run("models", "withdraw", "digits", "1", "--channel", channel, "--json")["withdrawn"] is True
+    assert len(run("models", "list", "--channel", channel, "--json")["releases"]) == 1
     served = run(
         "rollout", "serve", "--once", "--channel", channel, "--population", "digits", "--broker", embedded_url, "--json"
     )

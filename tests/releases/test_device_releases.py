@@ -153,6 +153,30 @@ def test_a_release_that_fails_its_check_is_never_in_use(fleetlet: Fleetlet) -> N
     assert fleetlet.states[-1] == (2, ReleaseState.FAILED)
 
 
+def test_a_disk_that_fills_up_after_a_good_check_costs_time_and_nothing_else(
+    fleetlet: Fleetlet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleetlet.publish()
+    fleetlet.run(120)
+    _roll_out(fleetlet.channel, 2, serial=2)
+    fleetlet.publish()
+    fleetlet.run(30, until=lambda: fleetlet.agent.stage is ReleaseStage.CHECKING)
+    assert fleetlet.agent.stage is ReleaseStage.CHECKING
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StateWriter, "write", full)
+        fleetlet.run(10)
+        assert fleetlet.agent.stage is ReleaseStage.SETTLED
+        assert fleetlet.agent.counts["not_kept"] == 1
+        assert fleetlet.agent.current == 1
+    fleetlet.run(300)
+    assert fleetlet.agent.current == 2
+    assert fleetlet.agent.stage is ReleaseStage.SETTLED
+
+
 def test_a_release_that_fails_in_its_trial_is_rolled_back(fleetlet: Fleetlet) -> None:
     fleetlet.publish()
     fleetlet.run(120)
