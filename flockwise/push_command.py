@@ -28,6 +28,8 @@ _BASE_MEMORY_MB = 64
 """What an interpreter takes before any model."""
 _SLOWER_DEVICES = 20.0
 """A device may be so many times slower than this machine."""
+_LEAST_LATENCY_MS = 10.0
+"""A small model's time is mostly the clock's jitter on a busy device."""
 _NUM_DRAWN = 64
 
 
@@ -45,7 +47,9 @@ _NUM_DRAWN = 64
 @click.option(
     "--min-agreement", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="The accuracy floor."
 )
-@click.option("--max-latency-ms", type=click.FloatRange(0, min_open=True), help="[default: 20 times this machine's]")
+@click.option(
+    "--max-latency-ms", type=click.FloatRange(0, min_open=True), help="[default: 20 times this machine's, at least 10]"
+)
 @click.option("--min-memory-mb", type=click.IntRange(1), help="[default: what the check took here, and 64]")
 @click.option(
     "--min-runtime",
@@ -232,7 +236,9 @@ def _with_measured(draft: Any, check: Any, options: dict[str, Any]) -> Any:
     """The draft with bounds from what was measured here, where none were given."""
     golden = draft.manifest.golden
     if options["max_latency_ms"] is None:
-        golden = msgspec.structs.replace(golden, max_latency_ms=max(1.0, _SLOWER_DEVICES * check.latency_ms))
+        golden = msgspec.structs.replace(
+            golden, max_latency_ms=max(_LEAST_LATENCY_MS, _SLOWER_DEVICES * check.latency_ms)
+        )
     needs = draft.manifest.needs
     if options["min_memory_mb"] is None:
         needs = msgspec.structs.replace(needs, min_memory_mb=_BASE_MEMORY_MB + round(check.peak_memory_mb))

@@ -114,7 +114,7 @@ class ReleaseLineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     plan_sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
     checkpoint_sha256: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
     epsilon: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    """What the training had cost each device by then; None if it was not private."""
+    """What the training had cost each device by then; None if that is not stated."""
     evaluation: EvaluationFigures | None = None
     """None if no evaluation round was run on it."""
     parent: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0

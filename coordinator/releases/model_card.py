@@ -95,7 +95,7 @@ def _golden(golden: GoldenBatch) -> str:
 
 def _privacy(epsilon: float | None) -> str:
     if epsilon is None:
-        return "Trained without differential privacy: nothing bounds what it tells about a device's data."
+        return "No epsilon is stated: take it as trained without differential privacy, so that nothing bounds what it tells about a device's data."
     return (
         f"Trained with device-level differential privacy: a device that took part in every round had been charged epsilon "
         f"= {epsilon:.4g}. The privacy report of the run says under which conditions."
