@@ -143,6 +143,14 @@ class ReleaseRepository:
                 found[target_file(path, info)] = self._files.read_target(path, info)
         return found
 
+    def version(self) -> bytes:
+        """Names what is signed now: it changes with every change, for each ends with a new timestamp.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return hashlib.sha256((self._files.metadata / "timestamp.json").read_bytes()).digest()
+
     def expires_at(self, role: str) -> dt.datetime:
         """When a role's word ends."""
         expires: dt.datetime = self._files.load(_KINDS[role], role).expires

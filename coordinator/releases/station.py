@@ -38,7 +38,7 @@ _BURST_BYTES: Final = 1 << 20
 
 
 class ReportGuard(Protocol):
-    """Lets a device's message through, or not; `guarded_reports.RosterGuard` by its signature."""
+    """Lets a device's message through, or not; `report_guard.SignedReports` by its signature."""
 
     def open(self, topic: str, payload: bytes, device_id: str) -> bytes | None:
         """The message inside; None if it is refused."""
@@ -86,6 +86,8 @@ class ReleaseStation:
         self._retained: dict[str, bytes] = {}
         """Topic -> SHA-256 of what is retained there, as far as this connection has shown: published, or heard."""
         self._queue: Iterator[tuple[str, bytes]] | None = None
+        self._version = b""
+        """Of the channel that was published last: every piece is read and hashed, and only when something has changed."""
         self._wanted: set[str] = set()
         self._models: set[str] = set()
         """Models that have releases: nothing is kept of others, whoever speaks of them."""
@@ -169,10 +171,14 @@ class ReleaseStation:
 
     def _note_retained(self, event: Incoming) -> None:
         """What the broker holds of an earlier life, or of somebody else, is replaced or emptied by the next look."""
-        if not event.payload:
-            self._retained.pop(event.topic, None)
+        digest = hashlib.sha256(event.payload).digest() if event.payload else None
+        if self._retained.get(event.topic) == digest:
+            return
+        self._is_published = False
+        if digest is None:
+            del self._retained[event.topic]
         elif event.topic in self._retained or len(self._retained) < _MAX_RETAINED:
-            self._retained[event.topic] = hashlib.sha256(event.payload).digest()
+            self._retained[event.topic] = digest
 
     def _store(self, now: float) -> None:
         try:
@@ -199,8 +205,16 @@ class ReleaseStation:
             if decision is not None:
                 _LOG.info("rollout_step name=%s verdict=%s reason=%r", name, decision.verdict.value, decision.reason)
         self._sign_in_time()
-        if self._is_up and self._queue is None:
+        if self._is_up and self._queue is None and self._has_changed():
             self._begin_publishing()
+
+    def _has_changed(self) -> bool:
+        """Whether the broker may hold something else than the disk."""
+        try:
+            return not self._is_published or self._repository.version() != self._version
+        except OSError as error:
+            _LOG.error("channel_not_read error=%r", str(error))
+            return False
 
     def _sign_in_time(self) -> None:
         """Long before the timestamp's word ends it is given again."""
@@ -213,6 +227,12 @@ class ReleaseStation:
 
     def _begin_publishing(self) -> None:
         self._wanted = set()
+        try:
+            # Before the files are read: what changes meanwhile is found at the next look.
+            self._version = self._repository.version()
+        except OSError as error:
+            _LOG.error("channel_not_read error=%r", str(error))
+            return
         self._queue = channel_messages(self._repository, self._population)
 
     def _publish(self, link: BrokerLink) -> None:
